@@ -1,0 +1,200 @@
+"""Devices: where a program is compiled and run. A device is a module of this package (or an entry point
+`QEfficient.devices`) with a class `DEVICE`; listing devices imports none of their libraries.
+
+numpy only: nothing right of the ONNX file needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from QEfficient.errors import DeviceError, OptionError, did_you_mean
+from QEfficient.program import CompiledProgram, ExportedProgram
+from QEfficient.specs import CompileSpec
+
+logger = logging.getLogger(__name__)
+
+NOT_DEVICES = ("slotted",)
+"""Modules of this package that devices share."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some consecutive tokens of one sequence."""
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    """Position of the first token."""
+    wants_logits: bool = True
+    """Whether the logits after the last token are wanted."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which tokens of which sequences at which positions run now. A slot occurs once."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a session can be fed with; the scheduler plans within it."""
+
+    slots: int
+    chunk: int
+    """Most tokens of one row in one run."""
+    ctx_len: int
+    decode_rows: int
+    """Most one-token rows in one run."""
+    prefill_rows: int
+    """Most rows longer than one token in one run."""
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that does not fit, saying both numbers."""
+        taken = [row.slot for row in batch.rows]
+        if not taken or len(set(taken)) != len(taken):
+            raise DeviceError(f"a batch needs rows, each of another slot; these are its slots: {taken}.")
+        for row in batch.rows:
+            self._check_row(row)
+        single = sum(len(row.tokens) == 1 for row in batch.rows)
+        counts = (("one", single, self.decode_rows), ("several", len(taken) - single, self.prefill_rows))
+        for what, count, most in counts:
+            if count > most:
+                raise DeviceError(f"a batch has {count} rows of {what} token(s), but one run takes {most}.")
+
+    def _check_row(self, row: Row) -> None:
+        if not 0 <= row.slot < self.slots:
+            raise DeviceError(f"slot {row.slot} was asked for, but there are {self.slots} (0 to {self.slots - 1}).")
+        if not 1 <= len(row.tokens) <= self.chunk:
+            raise DeviceError(f"a row has {len(row.tokens)} tokens, but one run takes 1 to {self.chunk}.")
+        end = row.start + len(row.tokens)
+        if row.start < 0 or end > self.ctx_len:
+            raise DeviceError(
+                f"a row covers the positions {row.start:,} to {end - 1:,}, but the program was compiled for"
+                f" ctx_len {self.ctx_len:,}. Compile again with a larger ctx_len."
+            )
+
+
+class Session(ABC):
+    """Live buffers and state of one compiled program. Not thread-safe."""
+
+    limits: Limits
+
+    @abstractmethod
+    def run(self, batch: Batch) -> np.ndarray:
+        """Feed the rows; return float32 logits `[rows that want them, vocabulary]`, in row order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; idempotent."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Device(ABC):
+    """One way to compile and run programs."""
+
+    name: str
+    options: Mapping[str, type] = {}
+    """Names and types of this device's own compile options."""
+
+    @classmethod
+    @abstractmethod
+    def availability(cls) -> str | None:
+        """None if the device can be used here, else a sentence that says what is missing."""
+
+    @abstractmethod
+    def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
+        """Write what the device needs into the empty `folder`; return a report. Raises `DeviceError`."""
+
+    @abstractmethod
+    def load(self, compiled: CompiledProgram) -> Session:
+        """Open a session."""
+
+    def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The given options that are this device's own. Refuses misspelt ones; logs those of the Cloud AI 100."""
+        own, foreign = {}, []
+        for name, value in given.items():
+            kind = self.options.get(name) or FOREIGN_OPTIONS.get(name)
+            if kind is None:
+                known = {**self.options, **FOREIGN_OPTIONS}
+                raise OptionError(f"device '{self.name}' does not know the option '{name}'.{did_you_mean(name, known)}")
+            if name not in self.options:
+                foreign.append(name)
+            elif type(value) is not kind:
+                raise OptionError(f"option '{name}' of device '{self.name}' must be {kind.__name__}, not {value!r}.")
+            else:
+                own[name] = value
+        if foreign:
+            logger.info("device '%s' has no use for %s: options of another device.", self.name, ", ".join(foreign))
+        return own
+
+
+FOREIGN_OPTIONS: Mapping[str, type] = {
+    "num_cores": int,
+    "num_devices": int,
+    "mxfp6_matmul": bool,
+    "mxint8_kv_cache": bool,
+    "aic_enable_depth_first": bool,
+    "mos": int,
+    "allow_mxint8_mdp_io": bool,
+    "aic_hw_version": str,
+    "node_precision_info": str,
+    "enable_qnn": bool,
+    "qnn_config": str,
+    "compile_only": bool,
+}
+"""Options of the Cloud AI 100 that scripts pass whatever the device; accepted everywhere, named in one log line."""
+
+
+def device_names() -> list[str]:
+    """Every known device: the modules of this package, then entry points."""
+    names = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_DEVICES]
+    names += [e.name for e in importlib.metadata.entry_points(group="QEfficient.devices")]
+    return sorted(set(names))
+
+
+def device_class(name: str) -> type[Device]:
+    """The class behind a name. Imports the device's module."""
+    for entry in importlib.metadata.entry_points(group="QEfficient.devices"):
+        if entry.name == name:
+            loaded: type[Device] = entry.load()
+            return loaded
+    if name not in device_names():
+        known = ", ".join(device_names())
+        raise DeviceError(f"there is no device '{name}'; known are auto, {known}.{did_you_mean(name, device_names())}")
+    found: type[Device] = importlib.import_module(f"{__name__}.{name}").DEVICE
+    return found
+
+
+AUTO_ORDER = ("cloud_ai_100", "cpu", "reference")
+
+
+def get_device(name: str | None = None) -> Device:
+    """The device called `name`; default the environment's `QEFF_DEVICE`, then `auto`: the best one usable here."""
+    asked = name or os.environ.get("QEFF_DEVICE") or "auto"
+    candidates = [n for n in AUTO_ORDER if n in device_names()] if asked == "auto" else [asked]
+    reasons = []
+    for candidate in candidates:
+        found = device_class(candidate)
+        reason = found.availability()
+        if reason is None:
+            return found()
+        reasons.append(f"{candidate}: {reason}")
+    raise DeviceError(f"device '{asked}' cannot be used here. " + " ".join(reasons))

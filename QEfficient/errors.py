@@ -1,0 +1,72 @@
+"""Every error that QEfficient raises on purpose.
+
+QEfficientError
+├── ModelError            the model cannot be found, read or understood
+│   ├── UnsupportedModelError     an architecture (or checkpoint format) that cannot be made stateful; says what is missing
+│   └── WeightsError              weights are absent, incomplete or of another shape
+├── OptionError           an argument is misspelt, contradictory or out of range   (also a ValueError)
+├── PromptError           a prompt is empty or does not fit the compiled program   (also a ValueError)
+├── ExportError           the exported graph breaks its own contract
+├── ArtifactError         an artifact is missing, damaged or of another version
+│   └── StorageError              the artifact store cannot be written (full, read-only)
+├── DeviceError           a device is unknown, absent, or refused to compile or to run
+└── VerificationError     two stages that should agree do not
+
+A message says what was asked, what was found and what to do. Commands print it as one line and exit 1; every other
+exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QEfficientError(Exception):
+    """The root of the tree."""
+
+
+class ModelError(QEfficientError):
+    """The model cannot be found, read or understood."""
+
+
+class UnsupportedModelError(ModelError, NotImplementedError):
+    """The architecture or checkpoint format is not supported."""
+
+
+class WeightsError(ModelError):
+    """Weights are absent, incomplete or of another shape."""
+
+
+class OptionError(QEfficientError, ValueError):
+    """An argument is misspelt, contradictory or out of range."""
+
+
+class PromptError(QEfficientError, ValueError):
+    """A prompt is empty or does not fit."""
+
+
+class ExportError(QEfficientError):
+    """The exported graph breaks its own contract."""
+
+
+class ArtifactError(QEfficientError):
+    """An artifact is missing, damaged or of another version."""
+
+
+class StorageError(ArtifactError):
+    """The artifact store cannot be written."""
+
+
+class DeviceError(QEfficientError):
+    """A device is unknown, absent, or refused to compile or to run."""
+
+
+class VerificationError(QEfficientError):
+    """Two stages that should agree do not."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when something known is close to `wrong`, else an empty string."""
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

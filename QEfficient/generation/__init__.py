@@ -1,0 +1,1 @@
+"""Requests become tokens, and tokens text. numpy and a tokenizer; no torch."""

@@ -1,0 +1,113 @@
+"""The loop: schedule, propose, run, accept, emit. Not thread-safe: one thread steps it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from QEfficient.devices import Session
+from QEfficient.errors import OptionError
+from QEfficient.generation.decoding import Decoding
+from QEfficient.generation.decoding.one_token import OneToken
+from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
+from QEfficient.generation.scheduler import Plan, Scheduler
+
+
+@dataclass(frozen=True)
+class Event:
+    """New tokens of a request; the last event of a request says why it ended."""
+
+    request: Request
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+class Engine:
+    """Feeds one session with the batches of a scheduler."""
+
+    def __init__(self, session: Session, decoding: Decoding | None = None, scheduler: Scheduler | None = None) -> None:
+        self.session = session
+        self.scheduler = scheduler or Scheduler(session.limits)
+        self._decoding = decoding or OneToken()
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def submit(self, request: Request) -> None:
+        """Queue a new request. Raises `PromptError` if it can never fit."""
+        if request.timings.submitted is not None:
+            raise OptionError(f"request {request.id} was submitted before. Make a new one.")
+        self.scheduler.add(request)
+        request.timings.submitted = time.perf_counter()
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End a request from outside; nothing happens if it has ended already."""
+        if not request.finished:
+            request.finish_reason = reason
+            request.timings.finished = time.perf_counter()
+            self.scheduler.release(request)
+
+    def cancel(self, request: Request) -> None:
+        self.finish(request, "cancelled")
+
+    def step(self) -> list[Event]:
+        """Run one batch; return the new tokens. Without work nothing runs."""
+        plan = self._decoding.propose(self.scheduler.next_batch())
+        if not plan.steps:
+            return []
+        started = time.perf_counter()
+        logits = self.session.run(plan.batch)
+        accepted = self._decoding.accept(plan, logits)
+        _record_prefill(plan, started)
+        return self._emit(plan, accepted)
+
+    def run(self) -> None:
+        """Step until nothing is left to do."""
+        while not self.idle:
+            self.step()
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """Submit requests and yield their events; closing the iterator cancels those that are left.
+
+        Requests of others that are in the engine advance too; their tokens are in their `generated`.
+        """
+        own: dict[Request, None] = {}
+        try:
+            for request in requests:
+                self.submit(request)
+                own[request] = None
+            while not all(request.finished for request in own):
+                yield from (event for event in self.step() if event.request in own)
+        finally:
+            for request in own:
+                self.cancel(request)
+
+    def generate(self, requests: Sequence[Request]) -> list[RequestOutput]:
+        """Run requests to their ends; outputs in the order of the requests."""
+        for _ in self.stream(requests):
+            pass
+        return [output_of(request) for request in requests]
+
+    def _emit(self, plan: Plan, accepted: Sequence[Sequence[int]]) -> list[Event]:
+        now = time.perf_counter()
+        events = []
+        for request, tokens in zip(plan.sampled, accepted, strict=True):
+            kept = request.extend(tokens, self.session.limits.ctx_len)
+            if request.timings.first_token is None:
+                request.timings.first_token = now
+            if request.finished:
+                request.timings.finished = now
+            events.append(Event(request, kept, request.finish_reason))
+        self.scheduler.advance(plan)
+        return events
+
+
+def _record_prefill(plan: Plan, started: float) -> None:
+    """Share the step's seconds among its rows; those whose prompt is running take note of theirs."""
+    share = (time.perf_counter() - started) / len(plan.steps)
+    for request in (step.request for step in plan.steps if not step.request.generated):
+        request.timings.prefill += share
+        if request.timings.started is None:
+            request.timings.started = started

@@ -1,0 +1,101 @@
+"""How fast it was: the figures that scripts read from the printed lines, computed from finished requests.
+
+Geometry: with continuous batching `batch_size` is 1 here, whatever decodes together; else it is that of the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from QEfficient.generation.request import RequestOutput
+
+
+@dataclass
+class PerfMetrics:
+    """Seconds, and tokens a second of one line of the batch (multiply by `batch_size` for all)."""
+
+    prefill_time: float
+    """Of one batch of prompts on average; with continuous batching of one prompt."""
+    decode_perf: float
+    """New tokens after each request's first, over the time that was not prefill."""
+    total_perf: float
+    """The same tokens over all the time."""
+    total_time: float
+
+
+@dataclass(repr=False)
+class CloudAI100ExecInfo:
+    """Texts, tokens and figures of one `generate`; prints as the lines that scripts look for."""
+
+    batch_size: int
+    generated_texts: list[str] | list[list[str]]
+    """With continuous batching one text per prompt, else one list per batch."""
+    generated_ids: Any
+    """Padded `[prompts, longest]`; without continuous batching a list of such arrays, one per batch."""
+    perf_metrics: PerfMetrics
+
+    def __repr__(self) -> str:
+        metrics = self.perf_metrics
+        return (
+            f"Average Prefill time a.k.a TTFT is= {metrics.prefill_time:.2f} sec\n"
+            f"Decode is= {metrics.decode_perf * self.batch_size:.2f} tokens/sec\n"
+            f"Total is= {metrics.total_perf * self.batch_size:.2f} tokens/sec\n"
+            f"Total (E2E) inference time is= {metrics.total_time:.2f} sec"
+        )
+
+
+def perf_metrics(outputs: Sequence[RequestOutput], batch_size: int = 1) -> PerfMetrics:
+    """The figures of requests that ran together. Those that never ran (cancelled in the queue) do not count."""
+    ran = [output for output in outputs if output.timings.first_token is not None]
+    if not ran:
+        return PerfMetrics(0.0, 0.0, 0.0, 0.0)
+    total = _latest(ran) - _earliest(ran)
+    prefill = sum(output.timings.prefill for output in ran)
+    tokens = sum(len(output.generated_ids) - 1 for output in ran) / batch_size
+    return PerfMetrics(
+        prefill_time=prefill * batch_size / len(ran),
+        decode_perf=_rate(tokens, total - prefill),
+        total_perf=_rate(tokens, total),
+        total_time=total,
+    )
+
+
+def exec_info(
+    outputs: Sequence[RequestOutput], batch_size: int, continuous_batching: bool, pad_token_id: int = 0
+) -> CloudAI100ExecInfo:
+    """The record that `generate` of the auto-classes returns."""
+    texts = [output.text for output in outputs]
+    if continuous_batching:
+        return CloudAI100ExecInfo(1, texts, padded_ids(outputs, pad_token_id), perf_metrics(outputs))
+    batches = range(0, len(outputs), batch_size)
+    return CloudAI100ExecInfo(
+        batch_size,
+        [texts[first : first + batch_size] for first in batches],
+        [padded_ids(outputs[first : first + batch_size], pad_token_id) for first in batches],
+        perf_metrics(outputs, batch_size),
+    )
+
+
+def padded_ids(outputs: Sequence[RequestOutput], pad_token_id: int = 0) -> np.ndarray:
+    """Generated tokens as one array `[outputs, longest]`."""
+    longest = max((len(output.generated_ids) for output in outputs), default=0)
+    padded = np.full((len(outputs), longest), pad_token_id, np.int64)
+    for line, output in zip(padded, outputs, strict=True):
+        line[: len(output.generated_ids)] = output.generated_ids
+    return padded
+
+
+def _earliest(outputs: Sequence[RequestOutput]) -> float:
+    return min(output.timings.submitted or 0.0 for output in outputs)
+
+
+def _latest(outputs: Sequence[RequestOutput]) -> float:
+    return max(output.timings.finished or 0.0 for output in outputs)
+
+
+def _rate(tokens: float, seconds: float) -> float:
+    return tokens / seconds if tokens and seconds > 0 else 0.0

@@ -1,0 +1,116 @@
+"""A request: one prompt's tokens, its limits, its timings and the reason it ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from QEfficient.specs import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass
+class Timings:
+    """Readings of `time.perf_counter()`, filled by the engine; and seconds of work."""
+
+    submitted: float | None = None
+    started: float | None = None
+    """When its first tokens ran."""
+    first_token: float | None = None
+    finished: float | None = None
+    prefill: float = 0.0
+    """Its share of the steps in which its prompt ran."""
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        if self.submitted is None or self.first_token is None:
+            return None
+        return self.first_token - self.submitted
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence on its way. Two requests are the same only if they are one object."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams = SamplingParams()
+    eos_ids: tuple[int, ...] = ()
+    priority: int = 0
+    """Higher goes first; among equals, first come."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    generated: list[int] = field(default_factory=list)
+    """Includes the token that ended it."""
+    finish_reason: FinishReason | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        self.prompt = tuple(int(token) for token in self.prompt)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Every token that ends it."""
+        return frozenset(self.params.stop_token_ids) | frozenset(() if self.params.ignore_eos else self.eos_ids)
+
+    @cached_property
+    def random(self) -> np.random.Generator:
+        """Its own source of randomness, so that its tokens do not depend on who shares its batch."""
+        return np.random.default_rng(self.params.seed)
+
+    def tokens_from(self, start: int, count: int) -> tuple[int, ...]:
+        """Up to `count` tokens of prompt and generated ones, from position `start`."""
+        prompt = self.prompt[start : start + count]
+        skipped = max(start - len(self.prompt), 0)
+        return prompt + tuple(self.generated[skipped : skipped + count - len(prompt)])
+
+    def extend(self, tokens: Iterable[int], ctx_len: int) -> tuple[int, ...]:
+        """Keep tokens up to the first that ends the request; return those that were kept."""
+        kept = []
+        for token in tokens:
+            if self.finished:
+                break
+            self.generated.append(token)
+            kept.append(token)
+            self.finish_reason = self._reason_to_end(token, ctx_len)
+        return tuple(kept)
+
+    def _reason_to_end(self, token: int, ctx_len: int) -> FinishReason | None:
+        if token in self.end_ids:
+            return "stop"
+        most = self.params.max_new_tokens
+        if self.length >= ctx_len or (most is not None and len(self.generated) >= most):
+            return "length"
+        return None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """What came of a request."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    generated_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    timings: Timings
+    text: str = ""
+
+
+def output_of(request: Request, text: str = "") -> RequestOutput:
+    """The output of a finished request."""
+    assert request.finish_reason is not None, f"request {request.id} has not finished"
+    return RequestOutput(
+        request.id, request.prompt, tuple(request.generated), request.finish_reason, request.timings, text
+    )

@@ -1,0 +1,240 @@
+"""Text in, text out: templates and tokenisation before the engine; detokenisation and stop strings after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from QEfficient.errors import OptionError, PromptError
+from QEfficient.generation.engine import Engine
+from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
+from QEfficient.specs import SamplingParams
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+LONGEST_WAIT = 3
+"""A character has at most four bytes: after three tokens without one, the bytes are broken rather than unfinished."""
+
+GREEDY = SamplingParams()
+
+
+class Tokenizer(Protocol):
+    """What is used of transformers' tokenizers."""
+
+    eos_token_id: int | None
+
+    def __call__(self, text: str, /, *, add_special_tokens: bool = True) -> Mapping[str, Any]: ...
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool = False) -> str: ...
+
+
+class TokensOnly:
+    """Stands in where no tokenizer is: tokens come and go as they are, and there is no text."""
+
+    eos_token_id: int | None = None
+
+    def __call__(self, text: str, /, *, add_special_tokens: bool = True) -> Mapping[str, Any]:
+        raise OptionError("the model came without a tokenizer: pass tokenizer=, or give input_ids= in place of text.")
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool = False) -> str:
+        return ""
+
+
+class Streamer(Protocol):
+    """transformers' streamers: prompt tokens `[1, n]` first, then new tokens `[1]`."""
+
+    def put(self, value: np.ndarray, /) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Detokenizer:
+    """Turns tokens into pieces of text, and never splits a character.
+
+    A token's text depends on the tokens before it (spaces, bytes of one character), so a short window of earlier tokens
+    is decoded with and without the new ones, and the difference is the new text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._read = 0
+        self._read_text = ""
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """The text that became certain."""
+        return "".join(self._push_one(token) for token in tokens)
+
+    def flush(self) -> str:
+        """What was held back, as it stands."""
+        return self._advance(self._decode())
+
+    def _push_one(self, token: int) -> str:
+        self._window.append(token)
+        text = self._decode()
+        waiting = len(self._window) - self._read <= LONGEST_WAIT
+        if len(text) <= len(self._read_text) or (text.endswith(UNFINISHED) and waiting):
+            return ""
+        return self._advance(text)
+
+    def _advance(self, text: str) -> str:
+        piece = text[len(self._read_text) :]
+        self._window = self._window[self._read :]
+        self._read, self._read_text = len(self._window), self._decode()
+        return piece
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._window, skip_special_tokens=True)
+
+
+class StopStrings:
+    """Ends text before the first stop string; holds back what may become one."""
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = tuple(filter(None, stops))
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """The text that is certainly before any stop string."""
+        if self.found:
+            return ""
+        self._held += text
+        starts = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        self.found = bool(starts)
+        if self.found:
+            return self._held[: min(starts)]
+        return self._release(len(self._held) - self._possible())
+
+    def flush(self) -> str:
+        """What was held back, for nothing follows."""
+        return "" if self.found else self._release(len(self._held))
+
+    def _release(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
+
+    def _possible(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = max(map(len, self._stops), default=0)
+        lengths = range(min(longest, len(self._held)), 0, -1)
+        return next((n for n in lengths if any(s.startswith(self._held[-n:]) for s in self._stops)), 0)
+
+
+class TextWriter:
+    """The text of one request, piece by piece."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = ()) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings(stops)
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All pieces so far."""
+        return "".join(self._pieces)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string came up."""
+        return self._stops.found
+
+    def push(self, tokens: Iterable[int], last: bool = False) -> str:
+        """The text that became certain; with `last` everything."""
+        piece = self._stops.push(self._detokenizer.push(tokens))
+        if last:
+            piece += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        self._pieces.append(piece)
+        return piece
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """New text of a request, possibly empty; the last event of a request says why it ended."""
+
+    request: Request
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
+
+
+class TextGenerator:
+    """An engine with a tokenizer."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, eos_token_ids: Sequence[int] | None = None) -> None:
+        """`eos_token_ids`: the model's; default the tokenizer's own."""
+        self._engine = engine
+        self._tokenizer = tokenizer
+        own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self._eos_ids = own if eos_token_ids is None else tuple(eos_token_ids)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Text as tokens."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> list[int]:
+        """Messages as tokens by the tokenizer's chat template; `options` (`tools`, …) go to the template."""
+        tokenizer: Any = self._tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            raise PromptError(
+                "messages were given, but the tokenizer has no chat template. Give a plain prompt instead."
+            )
+        given = {"add_generation_prompt": True, **(options or {})}
+        # The template writes the special tokens itself.
+        return self.encode(tokenizer.apply_chat_template(messages, tokenize=False, **given), add_special_tokens=False)
+
+    def request(self, ids: Sequence[int], params: SamplingParams = GREEDY, priority: int = 0) -> Request:
+        """A request that ends at the model's end-of-sequence tokens."""
+        return Request(tuple(ids), params, self._eos_ids, priority)
+
+    def writer(self, request: Request) -> TextWriter:
+        """For those who step the engine themselves."""
+        return TextWriter(self._tokenizer, request.params.stop)
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[TextEvent]:
+        """Run requests, yielding their text as it comes; closing the iterator cancels those that are left."""
+        return self._stream({request: self.writer(request) for request in requests})
+
+    def stream_text(self, prompt: str, params: SamplingParams = GREEDY) -> Iterator[str]:
+        """Run one prompt, yielding its text in pieces."""
+        events = self.stream([self.request(self.encode(prompt), params)])
+        return (event.text for event in events if event.text)
+
+    def generate_texts(
+        self, prompts: Sequence[str], params: SamplingParams = GREEDY, streamer: Streamer | None = None
+    ) -> list[RequestOutput]:
+        """Run prompts to their ends; outputs in the order of the prompts."""
+        return self.generate_ids([self.encode(prompt) for prompt in prompts], params, streamer)
+
+    def generate_ids(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams = GREEDY, streamer: Streamer | None = None
+    ) -> list[RequestOutput]:
+        """As `generate_texts`, from tokens. A streamer follows one prompt."""
+        if streamer is not None and len(prompts) != 1:
+            raise OptionError(f"a streamer follows one prompt, but {len(prompts)} were given. Leave it out.")
+        writers = {request: self.writer(request) for request in (self.request(ids, params) for ids in prompts)}
+        if streamer is not None:
+            streamer.put(np.array(prompts, np.int64))
+        for event in self._stream(writers):
+            if streamer is not None:
+                _put(streamer, event.tokens)
+        if streamer is not None:
+            streamer.end()
+        return [output_of(request, writer.text) for request, writer in writers.items()]
+
+    def _stream(self, writers: Mapping[Request, TextWriter]) -> Iterator[TextEvent]:
+        for event in self._engine.stream(list(writers)):
+            request, writer = event.request, writers[event.request]
+            text = writer.push(event.tokens, last=request.finished)
+            if writer.stopped:
+                self._engine.finish(request, "stop")
+                request.finish_reason = "stop"  # a stop string goes before a length reached with the same token
+            yield TextEvent(request, event.tokens, text, request.finish_reason)
+
+
+def _put(streamer: Streamer, tokens: Sequence[int]) -> None:
+    for token in tokens:
+        streamer.put(np.array([token], np.int64))

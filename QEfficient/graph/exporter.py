@@ -1,0 +1,93 @@
+"""`write_program`: a retained module becomes a folder with an ONNX file and its weights.
+
+1. trace      the module with fake weights, into a graph with the contract's names
+2. bodies     the Scan of every recurrent node, the portable body of every custom operator
+3. passes     fold, clean, and what the spec asks for
+4. check      the graph against its GraphSpec
+5. weights    streamed into external data
+6. write      the ONNX file
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from QEfficient.errors import ExportError
+from QEfficient.graph import passes
+from QEfficient.graph.checks import check_graph
+from QEfficient.graph.recurrent import recurrent_function
+from QEfficient.graph.tracing import trace_causal
+from QEfficient.graph.weights import ExternalData, place_initializers, write_weights
+from QEfficient.program import GraphSpec
+from QEfficient.specs import ExportSpec
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Source:
+    """What is exported, and where its weights come from."""
+
+    module: torch.nn.Module
+    """A retained module over fake parameters."""
+    graph: GraphSpec
+    stem: str
+    """The ONNX file's name without its ending."""
+    stream: Callable[[Callable[[str, Any], None]], None]
+    """Hands over (parameter name, tensor), in any order."""
+    aliases: Mapping[str, tuple[str, ...]]
+    """Parameter name → every name that its storage may have in the traced module (tied weights have several)."""
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    """Bodies of recurrent nodes, filled while the module is traced."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """How the layers keep their state, for the manifest."""
+
+
+def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None) -> dict[str, float]:
+    """Write `<stem>.onnx` and its data into `folder`; return the seconds of each stage."""
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        progress(name)
+        start = time.perf_counter()
+        result = work()
+        seconds[name] = round(time.perf_counter() - start, 3)
+        return result
+
+    model = stage("trace", lambda: trace_causal(source.module, source.graph))
+    stage("bodies", lambda: _add_recurrent(model, source))
+    stage("passes", lambda: [run(model) for run in passes.passes_for(spec)])
+    stage("check", lambda: check_graph(model, source.graph))
+    stage("weights", lambda: _write_weights(model, source, spec, folder))
+    stage("write", lambda: _save(model, source, spec, folder))
+    return seconds
+
+
+def _add_recurrent(model: ir.Model, source: Source) -> None:
+    for record in source.steps.values():
+        function = recurrent_function(record)
+        model.functions[function.identifier()] = function
+
+
+def _write_weights(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> None:
+    data = ExternalData(folder, source.stem, spec.split_tensors, passes.HALF_MAX if spec.clip_fp16 else None)
+    ready = place_initializers(model, data)
+    data.allocate()
+    write_weights(data, ready, source.stream, source.aliases)
+
+
+def _save(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> None:
+    model.ir_version = 10
+    model.producer_name = "QEfficient"
+    model.metadata_props["qeff_transforms"] = ",".join(run.__name__ for run in passes.passes_for(spec))
+    path = folder / f"{source.stem}.onnx"
+    ir.save(model, path)
+    if path.stat().st_size >= 2**31:
+        raise ExportError(f"{path.name} has {path.stat().st_size:,} bytes; ONNX files must stay below 2 GiB.")

@@ -1,0 +1,126 @@
+"""PyTorch module → ONNX graph, without weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from QEfficient.errors import ExportError
+from QEfficient.graph import fixes
+from QEfficient.operators.functions import OPSET
+from QEfficient.program import GraphSpec, TensorSpec
+
+EXAMPLE_SIZES = {"batch_size": 2, "seq_len": 8, "ctx_len": 64, "full_batch_size": 3}
+"""Sizes to trace with: none of them 1, and no two alike, so that no size is taken for another."""
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
+
+
+def example(tensor: TensorSpec) -> torch.Tensor:
+    """Zeros of the spec's shape at the example sizes; a rolling buffer gets 7 slots and more."""
+    shape = [size if isinstance(size, int) else EXAMPLE_SIZES.get(size, 7 + len(size) % 5) for size in tensor.shape]
+    return torch.zeros(shape, dtype=_DTYPES[tensor.dtype])
+
+
+def symbolic(tensor: TensorSpec) -> dict[int, Any]:
+    """Which axes are dynamic, under which name."""
+    return {axis: Dim(size, min=1, max=1 << 24) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' own chatter away from the user; what fails is raised, not logged."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx.experimental.symbolic_shapes")
+    kept = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for name, level in kept.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, what: str) -> ir.Model:
+    """Trace and translate; failures say which component and in which step."""
+    step = "tracing"
+    try:
+        with quiet(), torch.no_grad(), fixes.patched():
+            traced = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
+            step = "translating"
+            fixes.fix_traced(traced)
+            program = torch.onnx.export(
+                traced,
+                (),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                custom_translation_table=fixes.translation_table(),
+            )
+            assert program is not None
+            fixes.fix_translated(program)
+    except Exception as error:
+        raise ExportError(f"{step} {what} failed: {_innermost(error)}") from error
+    return program.model
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of the deepest cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
+    """The graph of a retained module, inputs and outputs named by the contract."""
+    ids, positions = spec.inputs[0], spec.inputs[1]
+    slots = spec.inputs[2] if spec.continuous_batching else None
+    states = [state.input for state in spec.states]
+    arguments = (example(ids), example(positions), example(slots) if slots else None, [example(s) for s in states])
+    dynamic = (symbolic(ids), symbolic(positions), symbolic(slots) if slots else None, [symbolic(s) for s in states])
+    model = to_onnx(module, arguments, dynamic, "the model")
+    name_ends(model.graph, spec.all_inputs, spec.all_outputs)
+    _forget_fakes(model.graph)
+    return model
+
+
+def _forget_fakes(graph: ir.Graph) -> None:
+    """Parameters without values: keep type and shape, drop what looks like a constant and is none."""
+    for value in graph.initializers.values():
+        raw = getattr(value.const_value, "raw", None)
+        if hasattr(raw, "fake_mode") or getattr(raw, "is_meta", False):
+            value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape)  # type: ignore[union-attr]
+            value.const_value = None
+
+
+def name_ends(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Give inputs and outputs their names and symbolic axes of the contract."""
+    if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):
+        raise ExportError(
+            f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, the contract"
+            f" {len(inputs)} and {len(outputs)}."
+        )
+    for index, (value, wanted) in enumerate(zip(list(graph.outputs), outputs, strict=True)):
+        if value.is_graph_input() or value.is_initializer():  # a state that is handed through unchanged
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            graph.outputs[index] = node.outputs[0]
+            node.outputs[0].dtype = value.dtype
+        _name(graph.outputs[index], wanted)
+    for value, wanted in zip(graph.inputs, inputs, strict=True):
+        _name(value, wanted)
+
+
+def _name(value: ir.Value, wanted: TensorSpec) -> None:
+    value.name = wanted.name
+    value.shape = ir.Shape(wanted.shape)

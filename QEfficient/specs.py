@@ -1,0 +1,155 @@
+"""What is asked: records, validated when they are made. "auto" never survives construction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from QEfficient.errors import OptionError, did_you_mean
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def check_option_names(given: Mapping[str, Any], record: type, where: str) -> None:
+    """Refuse keys that are no fields of `record`, with a suggestion."""
+    known = [f.name for f in fields(record)]
+    for name in given:
+        if name not in known:
+            raise OptionError(f"{where} does not know the option '{name}'.{did_you_mean(name, known)}")
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """Everything that changes the exported graph, besides the model itself."""
+
+    dtype: str = "float32"
+    continuous_batching: bool = False
+    subfunctions: bool = False
+    """Emit each decoder layer as an ONNX function, identical layers sharing one."""
+    retain_full_kv: bool = False
+    """Give sliding and chunked layers `ctx_len` slots; otherwise their buffers roll."""
+    kv_cache_prefix: str | None = None
+    clip_fp16: bool = False
+    """Clip float constants to the range of float16."""
+    split_tensors: bool = False
+    """Split external data into several files (see `graph.passes`)."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}.{did_you_mean(self.dtype, DTYPES)}")
+        if self.kv_cache_prefix is not None and not self.kv_cache_prefix.isalnum():
+            raise OptionError(f"kv_cache_prefix '{self.kv_cache_prefix}' may hold letters and digits only.")
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """One assignment of numbers to the symbolic dimensions of a graph."""
+
+    name: str
+    symbols: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CompileSpec:
+    """The geometry that a program is compiled for, and what the device is told beyond it."""
+
+    batch_size: int = 1
+    prefill_seq_len: int = 32
+    ctx_len: int = 128
+    full_batch_size: int | None = None
+    """With continuous batching: how many sequences decode together."""
+    kv_cache_batch_size: int | None = None
+    """With continuous batching: how many cache slots there are; default `full_batch_size`."""
+    device_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options that only some device understands (`num_cores`, `mxfp6_matmul`, …), checked by that device."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "prefill_seq_len", "ctx_len", "full_batch_size", "kv_cache_batch_size"):
+            value = getattr(self, name)
+            if value is None and name in ("full_batch_size", "kv_cache_batch_size"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"{name} must be a positive whole number, not {value!r}.")
+        if self.prefill_seq_len > self.ctx_len:
+            raise OptionError(
+                f"prefill_seq_len {self.prefill_seq_len:,} is larger than ctx_len {self.ctx_len:,}."
+                " Lower the one or raise the other."
+            )
+        if self.kv_cache_batch_size and not self.full_batch_size:
+            raise OptionError("kv_cache_batch_size needs continuous batching: give full_batch_size too.")
+        if self.full_batch_size and self.kv_cache_batch_size and self.kv_cache_batch_size < self.full_batch_size:
+            raise OptionError(
+                f"kv_cache_batch_size {self.kv_cache_batch_size} is smaller than full_batch_size {self.full_batch_size}."
+            )
+
+    @property
+    def continuous_batching(self) -> bool:
+        return self.full_batch_size is not None
+
+    @property
+    def slots(self) -> int:
+        """How many sequences have a place in the cache."""
+        return self.kv_cache_batch_size or self.full_batch_size or self.batch_size
+
+    @property
+    def decode_rows(self) -> int:
+        return self.full_batch_size or self.batch_size
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows of one prefill call: one with continuous batching, unless prefill and decode share one shape."""
+        return self.decode_rows if not self.continuous_batching or self.prefill_seq_len == 1 else 1
+
+    def specializations(self, windows: Mapping[str, int] | None = None) -> tuple[Specialization, ...]:
+        """Prefill and decode, or one entry where both have the same shape. `windows` sizes the rolling buffers."""
+        rolling = {symbol: min(size, self.ctx_len) for symbol, size in (windows or {}).items()}
+        entries = [("Prefill", self.prefill_rows, self.prefill_seq_len)]
+        if self.prefill_seq_len != 1:
+            entries.append(("Decode", self.decode_rows, 1))
+        result = []
+        for name, rows, length in entries:
+            symbols = {"batch_size": rows, "seq_len": length, "ctx_len": self.ctx_len, **rolling}
+            if self.continuous_batching:
+                symbols["full_batch_size"] = self.slots
+                if name == "Prefill":
+                    symbols["full_batch_exec_size"] = rows
+            result.append(Specialization(name, symbols))
+        return tuple(result)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen and when a request ends. The default is greedy."""
+
+    max_new_tokens: int | None = None
+    """None: as many as the context holds."""
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    """Ends the request, besides the model's own end-of-sequence ids."""
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens must be at least 1"),
+            (self.temperature >= 0, "temperature must not be negative"),
+            (self.top_k >= 0, "top_k must not be negative (0 switches it off)"),
+            (0 < self.top_p <= 1, "top_p must lie in (0, 1]"),
+            (0 <= self.min_p <= 1, "min_p must lie in [0, 1]"),
+            (self.repetition_penalty > 0, "repetition_penalty must be positive"),
+        )
+        for fine, sentence in checks:
+            if not fine:
+                raise OptionError(f"{sentence}; got {self!r}.")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0

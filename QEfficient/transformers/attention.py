@@ -1,0 +1,147 @@
+"""The attention and mask functions that transformers calls in place of its own.
+
+A mask is built from the retained positions, in full, so that whatever a model does with it stays right. What rule it
+follows (causal, window, chunk) is found by evaluating transformers' own predicate on a few positions. When the very
+same mask object reaches the attention function, the rule replaces it and the tensor is never used.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from QEfficient.operators.cached_attention import MASKED
+from QEfficient.transformers.retained_state import MaskRule, RetainedCache
+
+IMPLEMENTATION = "qefficient"
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """One layer's attention: the retained operator if the keys come straight from the cache, else plain attention."""
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    cache = RetainedCache.current
+    if cache is not None and cache.layer_of(key) is not None:
+        output = cache.attend(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
+    else:
+        output = _plain(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = torch.where(mask, scores, MASKED) if mask.dtype == torch.bool else scores + mask
+    scores = scores.float()
+    if sinks is not None:
+        column = sinks.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return weights.to(query.dtype) @ value.repeat_interleave(groups, 1)
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Any = None,
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The additive mask `[b, 1, s, C]` of the retained positions, remembered together with its rule."""
+    cache = RetainedCache.current
+    if cache is None:
+        positions = torch.arange(q_length)[None].expand(batch_size, -1)
+        return _additive(mask_function, positions, kv_length, dtype)
+    built = _additive(mask_function, cache.position_ids.clamp(min=0), kv_length, dtype)
+    cache.remember_mask(built, _rule_of(mask_function))
+    return built
+
+
+def _additive(mask_function: Any, positions: torch.Tensor, kv_length: int, dtype: torch.dtype) -> torch.Tensor:
+    rows = torch.arange(positions.shape[0])[:, None, None, None]
+    heads = torch.zeros((1, 1, 1, 1), dtype=torch.long)
+    seen = mask_function(rows, heads, positions[:, None, :, None], torch.arange(kv_length)[None, None, None, :])
+    seen = seen.expand(positions.shape[0], 1, positions.shape[1], kv_length)
+    return torch.where(seen, torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype))
+
+
+def _sizes(mask_function: Any) -> set[int]:
+    """Every whole number that a composed predicate closes over: the candidates for its window or chunk."""
+    found: set[int] = set()
+    pending, seen = [mask_function], set()
+    while pending:
+        function = pending.pop()
+        if id(function) in seen or not callable(function):
+            continue
+        seen.add(id(function))
+        for cell in getattr(function, "__closure__", None) or ():
+            content = cell.cell_contents
+            if isinstance(content, int) and not isinstance(content, bool):
+                found.add(content)
+            pending.extend(content if isinstance(content, (tuple, list)) else [content])
+    return {size for size in found if size > 0}
+
+
+def _rule_of(mask_function: Any) -> MaskRule | None:
+    """The rule that agrees with the predicate on every probed pair of positions, or None if there is none."""
+    sizes = sorted(_sizes(mask_function))
+    candidates = [MaskRule()] + [MaskRule(window=n) for n in sizes] + [MaskRule(chunk=n) for n in sizes]
+    edges = {e for n in [*sizes, 4] for base in (n, 2 * n) for e in (base - 1, base, base + 1)} | set(range(4))
+    try:
+        with _disable_current_modes():  # real numbers, also in the middle of a trace
+            points = torch.tensor(sorted(e for e in edges if e >= 0))
+            queries, keys = points[None, None, :, None], points[None, None, None, :]
+            zero = torch.zeros((1, 1, 1, 1), dtype=torch.long)
+            seen = _with_zeros(mask_function)(zero, zero, queries, keys)
+            matches = [rule for rule in candidates if bool((rule.visible(queries, keys) == seen).all())]
+    except (RuntimeError, IndexError, TypeError):  # a predicate that reads other tensors: the mask itself is used then
+        return None
+    return matches[0] if matches else None
+
+
+def _with_zeros(function: Any) -> Any:
+    """A copy of a predicate in which every tensor it closes over (the left padding of a chunk) is zero."""
+    if isinstance(function, (tuple, list)):
+        return type(function)(_with_zeros(part) for part in function)
+    if isinstance(function, torch.Tensor):
+        return torch.zeros([int(size) if isinstance(size, int) else 1 for size in function.shape], dtype=function.dtype)
+    if not isinstance(function, types.FunctionType) or function.__closure__ is None:
+        return function
+    cells = tuple(types.CellType(_with_zeros(cell.cell_contents)) for cell in function.__closure__)
+    return types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+    )
+
+
+def register() -> None:
+    """Make both functions known to transformers under one name; idempotent."""
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    AttentionMaskInterface.register(IMPLEMENTATION, mask)

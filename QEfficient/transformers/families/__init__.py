@@ -1,0 +1,1 @@
+"""One file for each family of models that leaves the seams: only what differs."""

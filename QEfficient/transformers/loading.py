@@ -1,0 +1,255 @@
+"""What the user names (a hub name, a folder, the demo, a model object) → config, checkpoint files, skeleton.
+
+Everything that can be wrong with a model's name or files is found here, before any long work, and said in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import cached_file
+
+from QEfficient.demo import DEMO_NAME, demo_folder
+from QEfficient.errors import ModelError, OptionError, UnsupportedModelError, WeightsError, did_you_mean
+from QEfficient.transformers.checkpoint import CheckpointWeights, LiveWeights
+from QEfficient.transformers.signature import dtype_name, torch_dtype
+from QEfficient.transformers.skeleton import build_skeleton, fake_mode, skeleton_of
+from QEfficient.specs import DTYPES
+
+logger = logging.getLogger(__name__)
+
+HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "code_revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+    "variant",
+)
+IGNORED_OPTIONS = ("attn_implementation", "device_map", "low_cpu_mem_usage", "use_cache", "use_safetensors", "enable_proxy")
+"""Options of transformers that this library decides itself."""
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass
+class ModelSource:
+    """A model before its weights are touched."""
+
+    name: str
+    """As the user gave it; `object` for a live model."""
+    location: str
+    """What transformers' loaders take; empty for an object without a folder."""
+    config: Any
+    weights: LiveWeights | CheckpointWeights
+    model_class: Any
+    dtype: str
+    hub: dict[str, Any] = field(default_factory=dict)
+    live: Any = None
+
+    def skeleton(self) -> tuple[Any, Any]:
+        """The model with fake parameters, and the mode that they live in."""
+        mode = fake_mode()
+        dtype = torch_dtype(self.dtype)
+        if self.live is not None:
+            return skeleton_of(self.live, dtype, mode), mode
+        return build_skeleton(self._build, mode), mode
+
+    def _build(self) -> Any:
+        consent = {"trust_remote_code": True} if self.hub.get("trust_remote_code") else {}
+        return self.model_class.from_config(self.config, dtype=torch_dtype(self.dtype), **consent)
+
+    def tokenizer(self) -> Any | None:
+        """The tokenizer that lies beside the model, or None."""
+        if not self.location:
+            return None
+        try:
+            return transformers.AutoTokenizer.from_pretrained(self.location, **_hub_only(self.hub))
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            logger.info("no tokenizer beside %s: %s", self.name, error)
+            return None
+
+
+def open_source(model: Any, model_class: Any, options: Mapping[str, Any]) -> ModelSource:
+    """Find the model and check all that can be checked without its weights."""
+    options = dict(options)
+    asked = options.pop("dtype", None) or options.pop("torch_dtype", None)
+    options.pop("torch_dtype", None)
+    if isinstance(model, torch.nn.Module):
+        return _open_object(model, model_class, asked, options)
+    return _open_name(str(model), model_class, asked, options)
+
+
+def _dtype(asked: Any, found: Any) -> str:
+    """float32 unless something else is asked for; `auto` is what the checkpoint says."""
+    if asked is None:
+        return "float32"
+    if asked == "auto":
+        asked = found or "float32"
+    name = dtype_name(asked) if isinstance(asked, torch.dtype) else str(asked).removeprefix("torch.")
+    if name not in DTYPES:
+        raise OptionError(f"dtype '{name}' is not one of {', '.join(DTYPES)}.{did_you_mean(name, DTYPES)}")
+    return name
+
+
+def _open_object(model: Any, model_class: Any, asked: Any, options: dict[str, Any]) -> ModelSource:
+    if not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} has no config: a transformers model was expected.")
+    _ignore(options)
+    if options:
+        raise OptionError(f"'{next(iter(options))}' means nothing for a model that is already loaded.")
+    _refuse_quantized(model.config, "the model")
+    found = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+    kept = found if found == torch.float16 else None  # bfloat16 is widened unless it is asked for
+    return ModelSource("object", "", model.config, LiveWeights(model), model_class, _dtype(asked or kept, found), live=model)
+
+
+def _ignore(options: dict[str, Any]) -> None:
+    for name in IGNORED_OPTIONS:
+        if name in options:
+            logger.info("%s=%r is decided by this library.", name, options.pop(name))
+
+
+def _hub_only(hub: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in hub.items() if name != "variant"}
+
+
+def _open_name(name: str, model_class: Any, asked: Any, options: dict[str, Any]) -> ModelSource:
+    _ignore(options)
+    if "hf_token" in options:
+        options["token"] = options.pop("hf_token")
+    given = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+    hub = {key: value for key, value in given.items() if value is not None}
+    location = str(demo_folder()) if name == DEMO_NAME else name
+    _check_folder(name, location)
+    config = _read_config(name, location, options, hub)
+    _refuse_quantized(config, name)
+    files = _checkpoint_files(name, location, hub)
+    found = getattr(config, "dtype", None)
+    return ModelSource(name, location, config, CheckpointWeights(files), model_class, _dtype(asked, found), hub)
+
+
+def _check_folder(name: str, location: str) -> None:
+    path = Path(location).expanduser()
+    looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise ModelError(f"there is no folder {location}. Give a local folder or the name of a model on the hub.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"the folder {name} has no config.json: it does not hold a transformers model.")
+
+
+def _read_config(name: str, location: str, overrides: dict[str, Any], hub: dict[str, Any]) -> Any:
+    try:
+        config, unused = transformers.AutoConfig.from_pretrained(
+            location, return_unused_kwargs=True, **overrides, **_hub_only(hub)
+        )
+    except Exception as error:
+        raise _explained(name, location, error) from error
+    unused = {key: value for key, value in unused.items() if key in overrides}
+    if unused:
+        wrong = next(iter(unused))
+        known = [*HUB_OPTIONS, *IGNORED_OPTIONS, "dtype", "continuous_batching", *config.to_dict()]
+        raise OptionError(f"from_pretrained does not know the option '{wrong}'.{did_you_mean(wrong, known)}")
+    return config
+
+
+def _explained(name: str, location: str, error: Exception) -> Exception:
+    """One sentence for what went wrong while a config was read."""
+    text = str(error)
+    kinds = {type(e).__name__ for e in _causes(error)}
+    if "GatedRepoError" in kinds or "gated" in text.lower():
+        return ModelError(
+            f"the model '{name}' is gated. Ask for access on its page, then log in (`hf auth login`) or pass token=."
+        )
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"the model '{name}' brings code of its own, which was not run. Read it, then pass trust_remote_code=True"
+            " if you trust it."
+        )
+    if isinstance(error, (ValueError, KeyError)) and ("model type" in text or "model_type" in text):
+        kind = _raw_model_type(location)
+        return UnsupportedModelError(
+            f"the model '{name}' is of type '{kind}', which transformers {transformers.__version__} does not know."
+            " Upgrade transformers, or pass trust_remote_code=True if the model brings its own code."
+        )
+    if "LocalEntryNotFoundError" in kinds or "OfflineModeIsEnabled" in kinds or "couldn't connect" in text.lower():
+        return ModelError(
+            f"the model '{name}' is neither a local folder nor in the local cache, and the hub cannot be reached."
+        )
+    if isinstance(error, OSError):
+        return ModelError(f"there is no model '{name}', neither as a folder nor on the hub: check the spelling.")
+    first = (text.strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"the config of '{name}' cannot be read: {first}")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _raw_model_type(location: str) -> str:
+    try:
+        return str(json.loads((Path(location) / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
+def _refuse_quantized(config: Any, name: str) -> None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        record = quantization if isinstance(quantization, dict) else vars(quantization)
+        method = record.get("quant_method", "unknown")
+        raise UnsupportedModelError(
+            f"{name} is a checkpoint quantized with '{method}', which this release does not read."
+            " Use the model's unquantized checkpoint."
+        )
+
+
+def _checkpoint_files(name: str, location: str, hub: dict[str, Any]) -> list[Path]:
+    """safetensors before pickle, one file before shards."""
+    for single in _SINGLE_FILES:
+        found = _find(location, single, hub)
+        if found:
+            return [found]
+        index = _find(location, f"{single}.index.json", hub)
+        if index:
+            return _shards(name, location, index, hub)
+    raise WeightsError(
+        f"the model '{name}' has no weights: neither {_SINGLE_FILES[0]} nor {_SINGLE_FILES[1]}, whole or in shards."
+    )
+
+
+def _find(location: str, file: str, hub: dict[str, Any]) -> Path | None:
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        path = folder / hub.get("subfolder", "") / file
+        return path if path.is_file() else None
+    options = {key: value for key, value in hub.items() if key not in ("variant", "trust_remote_code", "code_revision")}
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": True}
+    try:
+        found = cached_file(location, file, **missing, **options)
+    except OSError as error:
+        raise _explained(location, location, error) from error
+    return Path(found) if found else None
+
+
+def _shards(name: str, location: str, index: Path, hub: dict[str, Any]) -> list[Path]:
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    shards = [(shard, _find(location, shard, hub)) for shard in names]
+    missing = [shard for shard, path in shards if path is None]
+    if missing:
+        raise WeightsError(f"the model '{name}' lacks {len(missing)} of its {len(names)} weight files: {missing[0]}, …")
+    return [path for _, path in shards if path is not None]

@@ -1,0 +1,1 @@
+"""The auto-classes: four verbs each, no logic of their own."""

@@ -1,0 +1,339 @@
+"""`QEFFAutoModelForCausalLM`: from_pretrained → export → compile → generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from QEfficient.artifacts import ArtifactStore
+from QEfficient.devices import Device, Session, get_device
+from QEfficient.errors import OptionError, did_you_mean
+from QEfficient.generation.engine import Engine
+from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
+from QEfficient.generation.text import TextGenerator, TokensOnly
+from QEfficient.graph.exporter import Source
+from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec, ModelFacts
+from QEfficient.specs import CompileSpec, ExportSpec, SamplingParams
+from QEfficient.transformers.loading import ModelSource, open_source
+from QEfficient.transformers.models import stages
+from QEfficient.transformers.models.inputs import Prompts, read_prompts
+from QEfficient.transformers.signature import causal_signature
+from QEfficient.transformers.transform import retain, weight_aliases
+
+NOT_YET = "is not supported by this release"
+LATER_OPTIONS = (
+    "prefill_only",
+    "enable_chunking",
+    "comp_ctx_lengths_prefill",
+    "comp_ctx_lengths_decode",
+    "num_speculative_tokens",
+    "specializations",
+)
+"""Options of Qualcomm's library that need the card; refused when they are used."""
+
+
+class QEFFAutoModelForCausalLM:
+    """A causal language model, from its checkpoint to tokens.
+
+    The model that you pass in is never changed: it is copied without its weights, and the copy is transformed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        continuous_batching: bool = False,
+        qaic_config: Mapping[str, Any] | None = None,
+        max_seq_len_cached: int | None = None,
+        **options: Any,
+    ) -> None:
+        used = {key: value for key, value in (qaic_config or {}).items() if value not in (None, False)}
+        used.pop("pretrained_model_name_or_path", None)
+        if used:
+            raise NotImplementedError(f"qaic_config['{next(iter(used))}'] {NOT_YET}.")
+        self._source: ModelSource = (
+            model if isinstance(model, ModelSource) else open_source(model, transformers.AutoModelForCausalLM, options)
+        )
+        self.continuous_batching = continuous_batching
+        self.max_seq_len_cached = max_seq_len_cached
+        self._facts = _facts(self._source)
+        self._program: ExportedProgram | None = None
+        self._compiled: CompiledProgram | None = None
+        self._session: Session | None = None
+        self._device: Device | None = None
+        self.progress: Callable[[str], None] = lambda stage: None
+        """Called with the name of each stage of long work."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        continuous_batching: bool = False,
+        qaic_config: Mapping[str, Any] | None = None,
+        max_seq_len_cached: int | None = None,
+        layerwise: bool = False,
+        **options: Any,
+    ) -> QEFFAutoModelForCausalLM:
+        """Open a hub name, a local folder, `demo`, or a model object. Weights stay where they are until `export`.
+
+        `layerwise` needs nothing here: weights are always streamed. Other options go to transformers' config.
+        """
+        if options.pop("full_batch_size", None):
+            continuous_batching = True
+        return cls(pretrained_model_name_or_path, continuous_batching, qaic_config, max_seq_len_cached, **options)
+
+    # what was asked for and what was made
+
+    @property
+    def config(self) -> Any:
+        return self._source.config
+
+    @property
+    def get_model_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.config.to_dict()
+        return config
+
+    @property
+    def model(self) -> Any:
+        """The model: yours if you passed an object, else its skeleton, whose parameters hold no data."""
+        if self._source.live is not None:
+            return self._source.live
+        if not hasattr(self, "_skeleton"):
+            self._skeleton = self._source.skeleton()[0]
+        return self._skeleton
+
+    @property
+    def model_name(self) -> str:
+        return self._facts.name
+
+    @property
+    def model_architecture(self) -> str | None:
+        return self._facts.architecture or None
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def is_tlm(self) -> bool:
+        return False
+
+    @property
+    def onnx_path(self) -> str | None:
+        return str(self._program.onnx_path()) if self._program else None
+
+    @property
+    def qpc_path(self) -> str | None:
+        return str(self._compiled.folder) if self._compiled else None
+
+    @property
+    def export_hash(self) -> str | None:
+        return self._program.fingerprint if self._program else None
+
+    @property
+    def hash_params(self) -> dict[str, Any]:
+        return {**self._identity(), "pretrained_model_name_or_path": self._source.location or None}
+
+    def _identity(self) -> dict[str, Any]:
+        return {"qeff_auto_class": type(self).__name__, "max_seq_len_cached": self.max_seq_len_cached}
+
+    # the verbs
+
+    def export(
+        self,
+        export_dir: str | Path | None = None,
+        *,
+        use_onnx_subfunctions: bool = False,
+        retain_full_kv: bool = False,
+        kv_cache_prefix: str | None = None,
+        offload_pt_weights: bool = True,
+        **options: Any,
+    ) -> str:
+        """Write the ONNX program, or find it; returns the path of the ONNX file."""
+        _refuse_later(options)
+        spec = ExportSpec(
+            dtype=self._source.dtype,
+            continuous_batching=self.continuous_batching,
+            subfunctions=use_onnx_subfunctions,
+            retain_full_kv=bool(retain_full_kv),
+            kv_cache_prefix=kv_cache_prefix,
+        )
+        request = stages.ExportRequest(
+            self._source, spec, self._facts, lambda: self._prepare(spec), self._identity(), export_dir
+        )
+        self._program = stages.export(request, ArtifactStore(), self.progress)
+        self._forget_compiled()
+        return str(self._program.onnx_path())
+
+    def _prepare(self, spec: ExportSpec) -> tuple[Source, GraphSpec]:
+        skeleton, mode = self._source.skeleton()
+        with mode:
+            retained = retain(skeleton, rolling=not spec.retain_full_kv)
+        graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype)
+        source = Source(
+            module=retained,
+            graph=graph,
+            stem=self._facts.name,
+            stream=lambda sink: self._source.weights.stream(skeleton, sink),
+            aliases=weight_aliases(retained),
+            steps=retained.steps,
+            notes=retained.notes(),
+        )
+        return source, graph
+
+    def compile(
+        self,
+        onnx_path: str | Path | None = None,
+        compile_dir: str | Path | None = None,
+        *,
+        prefill_seq_len: int = 32,
+        ctx_len: int = 128,
+        batch_size: int = 1,
+        full_batch_size: int | None = None,
+        kv_cache_batch_size: int | None = None,
+        device: str | None = None,
+        use_onnx_subfunctions: bool = False,
+        retain_full_kv: bool | None = None,
+        kv_cache_prefix: str | None = None,
+        **options: Any,
+    ) -> Path:
+        """Compile for `device` (default: environment `QEFF_DEVICE`, else the best one here); exports first if needed."""
+        chosen = get_device(device)
+        _refuse_later(options)
+        for harmless in ("offload_pt_weights", "layerwise", "layerwise_window_size", "moe_prefill_packed_chunk_size"):
+            options.pop(harmless, None)
+        spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, full_batch_size, kv_cache_batch_size, options)
+        stages.check_batching(self.continuous_batching, spec)
+        chosen.own_options(options)
+        if onnx_path is not None:
+            self._program = stages.load_exported(ArtifactStore().open(Path(onnx_path).parent))
+        elif self._program is None:
+            self.export(
+                use_onnx_subfunctions=use_onnx_subfunctions,
+                retain_full_kv=bool(retain_full_kv),
+                kv_cache_prefix=kv_cache_prefix,
+            )
+        assert self._program is not None
+        self._forget_compiled()
+        self.progress("compile")
+        self._compiled = stages.compile_program(self._program, spec, chosen, ArtifactStore(), compile_dir)
+        self._device = chosen
+        return self._compiled.folder
+
+    def generate(
+        self,
+        *inputs: Any,
+        tokenizer: Any = None,
+        prompts: Any = None,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        generation_len: int | None = None,
+        streamer: Any = None,
+        device_id: list[int] | None = None,
+        runtime_ai100: bool = True,
+        **options: Any,
+    ) -> CloudAI100ExecInfo:
+        """Generate for texts or token ids; compiles with defaults first if needed. Greedy unless a temperature is given.
+
+        With token ids, `generated_ids` is a list with the new ids of each prompt, in order.
+        """
+        named = {"tokenizer": tokenizer, "prompts": prompts, "input_ids": input_ids, "attention_mask": attention_mask}
+        given, own_tokenizer = read_prompts(inputs, {**named, "prompt": options.pop("prompt", None)})
+        params = _sampling(generation_len, options)
+        self._ensure_compiled(given)
+        text = self._text_generator(own_tokenizer)
+        if given.texts is not None:
+            outputs = text.generate_texts(list(given.texts), params, streamer)
+        else:
+            outputs = text.generate_ids([list(ids) for ids in given.ids or ()], params, streamer)
+        assert self._compiled is not None
+        info = exec_info(outputs, self._compiled.spec.batch_size, self.continuous_batching, self._facts.pad_token_id or 0)
+        if given.ids is not None:
+            info.generated_ids = [list(output.generated_ids) for output in outputs]
+        return info
+
+    def _ensure_compiled(self, given: Prompts) -> None:
+        if self._compiled is None:
+            count = len(given.texts or given.ids or ())
+            self.compile(full_batch_size=max(1, min(count, 4)) if self.continuous_batching else None)
+        if self._session is None:
+            assert self._device is not None and self._compiled is not None
+            self._session = self._device.load(self._compiled)
+
+    def _text_generator(self, tokenizer: Any) -> TextGenerator:
+        assert self._session is not None and self._program is not None
+        if tokenizer is None and self._program.has_tokenizer:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._program.folder / "tokenizer")
+        return TextGenerator(Engine(self._session), tokenizer or TokensOnly(), self._facts.eos_token_ids)
+
+    def _forget_compiled(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        self._session, self._compiled = None, None
+
+
+def _refuse_later(options: dict[str, Any]) -> None:
+    for name in LATER_OPTIONS:
+        if options.pop(name, None) not in (None, False):
+            raise NotImplementedError(f"{name} {NOT_YET}.")
+
+
+def _sampling(generation_len: int | None, options: dict[str, Any]) -> SamplingParams:
+    """The sampling parameters among the options of `generate`."""
+    for ignored in ("automation", "iteration", "enable_debug_logs", "write_io", "stream"):
+        options.pop(ignored, None)
+    longest = options.pop("max_new_tokens", None) or generation_len
+    if options.pop("do_sample", None) is False:
+        options["temperature"] = 0.0
+    known = [f.name for f in fields(SamplingParams)]
+    for name in options:
+        if name not in known:
+            raise OptionError(f"generate does not know the option '{name}'.{did_you_mean(name, known)}")
+    for name in ("stop_token_ids", "stop"):
+        if isinstance(options.get(name), list):
+            options[name] = tuple(options[name])
+    return SamplingParams(max_new_tokens=longest, **options)
+
+
+def _class_name(source: ModelSource) -> str:
+    if source.live is not None:
+        return type(source.live).__name__
+    mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(source.config.model_type)
+    return str(mapped or (source.config.architectures or [""])[0])
+
+
+def _facts(source: ModelSource) -> ModelFacts:
+    """What the rest of the way needs to know; refuses classes that are no causal language models."""
+    name = _class_name(source)
+    if not name.endswith(("ForCausalLM", "LMHeadModel")) and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise TypeError(f"'{name or source.config.model_type}' is no causal language model: a class …ForCausalLM is needed.")
+    text = source.config.get_text_config()
+    generation = _generation_config(source)
+    ends = getattr(generation, "eos_token_id", None)
+    ends = ends if ends is not None else getattr(text, "eos_token_id", None)
+    architectures = getattr(source.config, "architectures", None) or [name]
+    return ModelFacts(
+        name=name,
+        architecture=architectures[0],
+        model_type=source.config.model_type,
+        task="causal-lm",
+        vocab_size=int(text.vocab_size),
+        max_positions=getattr(text, "max_position_embeddings", None),
+        bos_token_id=getattr(text, "bos_token_id", None),
+        eos_token_ids=tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (int(ends),),
+        pad_token_id=getattr(text, "pad_token_id", None),
+        source=source.name,
+    )
+
+
+def _generation_config(source: ModelSource) -> Any:
+    if source.live is not None:
+        return getattr(source.live, "generation_config", None)
+    try:
+        return transformers.GenerationConfig.from_pretrained(source.location)
+    except OSError:
+        return None

@@ -1,0 +1,81 @@
+"""The forms in which `generate` takes its prompts, made into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from QEfficient.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts or token ids; exactly one of them."""
+
+    texts: tuple[str, ...] | None = None
+    ids: tuple[tuple[int, ...], ...] | None = None
+
+
+def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Prompts, Any | None]:
+    """Prompts and, if one was given, the tokenizer. Accepts `(text)`, `(texts)`, `(tokenizer, texts)`, a
+    `BatchEncoding`, and by name `tokenizer=`, `prompts=` (or `prompt=`), `input_ids=` with `attention_mask=`."""
+    given = {name: value for name, value in named.items() if value is not None}
+    tokenizer = given.pop("tokenizer", None)
+    candidates = []
+    for value in positional:
+        if value is None:
+            continue
+        if _is_tokenizer(value):
+            tokenizer = value
+        else:
+            candidates.append(value)
+    candidates += [given[name] for name in ("prompts", "prompt", "inputs") if name in given]
+    if "input_ids" in given:
+        candidates.append({"input_ids": given["input_ids"], "attention_mask": given.get("attention_mask")})
+    if len(candidates) != 1:
+        found = "none" if not candidates else f"{len(candidates)} of them"
+        raise OptionError(f"generate takes prompts once (a text, texts, a BatchEncoding or input_ids=); found {found}.")
+    return _prompts(candidates[0]), tokenizer
+
+
+def _is_tokenizer(value: Any) -> bool:
+    return callable(value) and hasattr(value, "decode")
+
+
+def _prompts(value: Any) -> Prompts:
+    if isinstance(value, str):
+        return Prompts(texts=(value,))
+    if isinstance(value, Mapping) or hasattr(value, "input_ids"):
+        return Prompts(ids=_ids(value["input_ids"], value.get("attention_mask")))
+    if isinstance(value, Sequence) and value and all(isinstance(item, str) for item in value):
+        return Prompts(texts=tuple(value))
+    return Prompts(ids=_ids(value, None))
+
+
+def _rows(value: Any) -> list[list[int]]:
+    """Nested lists of whole numbers, from a list, an array or a tensor; a flat list is one prompt."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise OptionError(f"prompts must be texts or token ids, not {type(value).__name__}.")
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in value]
+    if rows and not isinstance(rows[0], Sequence):
+        rows = [rows]
+    for row in rows:
+        if any(isinstance(token, bool) or not isinstance(token, (int, np.integer)) for token in row):
+            raise OptionError("input_ids must be whole numbers: one list of them for each prompt.")
+    return [[int(token) for token in row] for row in rows]
+
+
+def _ids(ids: Any, mask: Any) -> tuple[tuple[int, ...], ...]:
+    """One tuple per prompt; what the mask hides, left or right, is dropped."""
+    rows = _rows(ids)
+    if mask is None:
+        return tuple(tuple(row) for row in rows)
+    kept = _rows(mask)
+    if [len(row) for row in kept] != [len(row) for row in rows]:
+        raise OptionError("attention_mask must have the shape of input_ids.")
+    return tuple(tuple(t for t, keep in zip(row, flags, strict=True) if keep) for row, flags in zip(rows, kept, strict=True))

@@ -1,0 +1,149 @@
+"""The stages behind the verbs: source → exported program → compiled program → session. Only here all parts meet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from QEfficient.artifacts import ArtifactStore, fingerprint, plain, write_json
+from QEfficient.devices import Device
+from QEfficient.errors import OptionError
+from QEfficient.graph.exporter import Source, write_program
+from QEfficient.program import (
+    MANIFEST,
+    CompiledProgram,
+    ExportedProgram,
+    Graph,
+    GraphSpec,
+    ModelFacts,
+    compiled_to_record,
+    exported_to_record,
+    load_compiled,
+    load_exported,
+)
+from QEfficient.specs import CompileSpec, ExportSpec
+from QEfficient.transformers.loading import ModelSource
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+VERSIONED = ("qefficient", "torch", "transformers", "onnx", "onnxscript", "onnx-ir")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes an exported graph."""
+
+    def of(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "unknown"
+
+    return {name: of(name) for name in VERSIONED}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """One export: what, how, and where to."""
+
+    source: ModelSource
+    spec: ExportSpec
+    facts: ModelFacts
+    prepare: Callable[[], tuple[Source, GraphSpec]]
+    """Builds the module over fake parameters; called only if there is something to do."""
+    extra: Mapping[str, Any]
+    """What else tells two exports apart (pooling, the auto-class)."""
+    export_dir: str | Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the fingerprint covers."""
+        config = self.source.config.to_dict()
+        config.pop("transformers_version", None)
+        return {
+            "config": _jsonable(config),
+            "weights": self.source.weights.identity(),
+            "spec": self.spec,
+            "facts": replace(self.facts, source=""),
+            "versions": versions(),
+            **self.extra,
+        }
+
+
+def _jsonable(value: Any) -> Any:
+    """A config as plain JSON: what JSON has no form for becomes its text."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def export(request: ExportRequest, store: ArtifactStore, progress: Progress) -> ExportedProgram:
+    """The published program of a request, built now or found."""
+    identity = request.identity()
+    digest = fingerprint(identity)
+    facts = request.facts
+    folder = store.exported_folder(facts.architecture or facts.name, facts.name, digest, request.export_dir)
+    if not store.is_complete(folder):
+        store.check_writable(folder=folder.parent)
+
+    def build(target: Path) -> None:
+        traced, graph = request.prepare()
+        seconds = write_program(traced, request.spec, target, progress)
+        tokenizer = request.source.tokenizer()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target / "tokenizer")
+        program = ExportedProgram(
+            folder=target,
+            graphs={"lm": Graph(f"{traced.stem}.onnx", graph)},
+            model=facts,
+            dtype=request.spec.dtype,
+            fingerprint=digest,
+            report={"versions": versions(), "states": traced.notes},
+        )
+        logger.info("export of %s: %s", facts.name, seconds)
+        write_json(target / MANIFEST, plain(exported_to_record(program)))
+
+    documents = {"hashed_export_params.json": plain(identity)}
+    store.publish(folder, build, documents, on_wait=lambda _: progress("wait for another process"))
+    return load_exported(store.open(folder))
+
+
+def compile_program(
+    program: ExportedProgram,
+    spec: CompileSpec,
+    device: Device,
+    store: ArtifactStore,
+    compile_dir: str | Path | None = None,
+) -> CompiledProgram:
+    """The published compiled form of a program for one device and geometry."""
+    options = device.own_options(spec.device_options)
+    own = replace(spec, device_options=options)
+    device_versions = {"device": device.name, "spec": own, "program": program.fingerprint, "versions": versions()}
+    digest = fingerprint(device_versions)
+    folder = store.compiled_folder(program.folder, digest, compile_dir)
+
+    def build(target: Path) -> None:
+        report = device.compile(program, own, target)
+        compiled = CompiledProgram(target, device.name, own, program, digest, report)
+        write_json(target / MANIFEST, plain(compiled_to_record(compiled)))
+
+    store.publish(folder, build, {"hashed_compile_params.json": plain(device_versions)})
+    return load_compiled(store.open(folder))
+
+
+def check_batching(program_batches: bool, spec: CompileSpec) -> None:
+    """Continuous batching is a property of the graph; the geometry must agree."""
+    if program_batches and not spec.continuous_batching:
+        raise TypeError("full_batch_size is needed: the model was loaded with continuous_batching=True.")
+    if spec.continuous_batching and not program_batches:
+        raise OptionError(
+            f"full_batch_size {spec.full_batch_size} needs continuous batching: load the model with"
+            " continuous_batching=True."
+        )

@@ -1,0 +1,217 @@
+"""What a model keeps between calls, found by running it twice on a few tokens and watching the cache.
+
+Shapes are observed, never read from a config: latent attention, multi-query and per-layer head sizes come out right.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+
+from QEfficient.errors import UnsupportedModelError
+from QEfficient.transformers.attention import IMPLEMENTATION, mask as build_mask
+from QEfficient.transformers.retained_state import MaskRule, RetainedCache, StatePlan
+
+
+@dataclass
+class LayerRecord:
+    """What one layer of the cache was used for."""
+
+    key: torch.Tensor | None = None
+    value: torch.Tensor | None = None
+    indexer: torch.Tensor | None = None
+    touched_by: set[str] = field(default_factory=set)
+    """Paths of the modules that read or wrote recurrent state."""
+    attended: bool = False
+    """Whether the attention function got the keys as the cache returned them."""
+    rule: MaskRule | None = None
+    conv: dict[int, torch.Tensor] = field(default_factory=dict)
+    recurrent: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class MixerOutput:
+    """The structure of a recurrent mixer's result for one token."""
+
+    leaves: list[Any]
+    structure: Any
+
+
+class WatchedCache(DynamicCache):
+    """transformers' own cache, with its calls noted."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.records: dict[int, LayerRecord] = {}
+        self.stack: list[str] = []
+        self.returned: dict[int, tuple[int, torch.Tensor]] = {}
+        self.mask_rules: dict[int, tuple[MaskRule | None, torch.Tensor]] = {}
+
+    def record(self, layer: int) -> LayerRecord:
+        return self.records.setdefault(layer, LayerRecord())
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        record = self.record(layer_idx)
+        record.key, record.value = key_states, value_states
+        returned = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        self.returned[id(returned[0])] = (layer_idx, returned[0])
+        return returned
+
+    def update_indexer(self, indexer_key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        self.record(layer_idx).indexer = indexer_key_states
+        return super().update_indexer(indexer_key_states, layer_idx)
+
+    def _touch(self, layer: int) -> None:
+        if self.stack:
+            self.record(layer).touched_by.add(self.stack[-1])
+
+    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._touch(layer_idx)
+        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+
+    def update_recurrent_state(self, recurrent_states: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> torch.Tensor:
+        self._touch(layer_idx)
+        return super().update_recurrent_state(recurrent_states, layer_idx, *a, **k)
+
+    # the interface that the registered attention and mask functions expect of the current cache
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        return self._positions
+
+    def place(self, positions: torch.Tensor) -> None:
+        self._positions = positions
+
+    def layer_of(self, key: torch.Tensor) -> int | None:
+        found = self.returned.get(id(key))
+        return found[0] if found else None
+
+    def remember_mask(self, built: torch.Tensor, rule: MaskRule | None) -> None:
+        self.mask_rules[id(built)] = (rule, built)
+
+    def attend(self, query, key, value, mask, scale, softcap, sinks):  # type: ignore[no-untyped-def]
+        record = self.record(self.returned[id(key)][0])
+        record.attended = True
+        found = self.mask_rules.get(id(mask)) if mask is not None else (MaskRule(), None)
+        record.rule = found[0] if found else None
+        return query.new_zeros((*query.shape[:3], value.shape[3]))
+
+
+@dataclass
+class Observation:
+    """Everything that was seen."""
+
+    plans: tuple[StatePlan, ...]
+    mixers: dict[int, str]
+    """Layer → path of the module that is run token by token."""
+    outputs: dict[str, MixerOutput]
+    mask_called: bool
+    vocab_size: int
+    """Width of the logits."""
+
+
+def accepts(model: torch.nn.Module, argument: str) -> bool:
+    """Whether the model's forward names this argument."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def observe(model: torch.nn.Module, rolling: bool) -> Observation:
+    """Run `model` (its seams installed) on three tokens, then one, and say what it keeps."""
+    cache = WatchedCache(model.config)
+    outputs: dict[str, MixerOutput] = {}
+    result: Any = None
+    with torch.no_grad(), _watching(model, cache, outputs):
+        for start, length in ((0, 3), (3, 1)):
+            positions = torch.arange(start, start + length)[None].expand(2, -1)
+            cache.place(positions)
+            result = _call(model, torch.zeros((2, length), dtype=torch.long), positions, cache)
+    _collect_linear_states(cache)
+    if not cache.records:
+        raise UnsupportedModelError(f"{type(model).__name__} kept nothing in transformers' cache.")
+    mixers = {i: _common_path(r.touched_by) for i, r in cache.records.items() if r.conv or r.recurrent}
+    return Observation(_plans(cache, rolling), mixers, outputs, bool(cache.mask_rules), result.logits.shape[-1])
+
+
+def _call(model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> Any:
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+    for name, value in (("position_ids", positions), ("past_key_values", cache), ("cache_params", cache)):
+        if accepts(model, name):
+            arguments[name] = value
+    return model(**arguments)
+
+
+@contextmanager
+def _watching(model: torch.nn.Module, cache: WatchedCache, outputs: dict[str, MixerOutput]) -> Iterator[None]:
+    """Keep the path of the running module, and the result of each, while the model runs."""
+    handles = []
+
+    def enter(path: str) -> Any:
+        return lambda *_: cache.stack.append(path)
+
+    def leave(path: str) -> Any:
+        def hook(module: Any, args: Any, result: Any) -> None:
+            cache.stack.pop()
+            leaves, structure = pytree.tree_flatten(result)
+            outputs[path] = MixerOutput(leaves, structure)
+
+        return hook
+
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(path)))
+        handles.append(module.register_forward_hook(leave(path)))
+    before, RetainedCache.current = RetainedCache.current, cache  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        RetainedCache.current = before
+        for handle in handles:
+            handle.remove()
+
+
+def _collect_linear_states(cache: WatchedCache) -> None:
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            for kind in ("conv", "recurrent"):
+                states = getattr(layer, f"{kind}_states")
+                found = {i: s for i, s in states.items() if s is not None}
+                if found:
+                    setattr(cache.record(index), kind, found)
+
+
+def _common_path(paths: set[str]) -> str:
+    """The innermost module that contains all of them."""
+    split = [path.split(".") for path in paths]
+    common = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _plans(cache: WatchedCache, rolling: bool) -> tuple[StatePlan, ...]:
+    records = sorted(cache.records.items())
+    rules = {r.rule for _, r in records if r.key is not None}
+    mixed = rolling and len(rules) > 1
+    return tuple(plan for layer, record in records for plan in _layer_plans(layer, record, mixed))
+
+
+def _layer_plans(layer: int, record: LayerRecord, mixed: bool) -> Iterator[StatePlan]:
+    rule = record.rule or MaskRule()
+    rolls = mixed and record.attended and rule != MaskRule()
+    for kind, tensor in (("key", record.key), ("value", record.value)):
+        if tensor is not None:
+            shape = (tensor.shape[1], None, tensor.shape[3])
+            yield StatePlan(kind, layer, shape, tensor.dtype, 0, rule, rolls, record.attended)
+    if record.indexer is not None:
+        yield StatePlan("indexer", layer, (1, None, record.indexer.shape[-1]), record.indexer.dtype, direct=False)
+    for kind, states in (("conv", record.conv), ("recurrent", record.recurrent)):
+        for index, state in states.items():
+            yield StatePlan(kind, layer, tuple(state.shape[1:]), state.dtype, index)

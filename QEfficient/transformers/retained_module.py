@@ -1,0 +1,106 @@
+"""The flat signature: tokens, positions and states in; last logits and states out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from QEfficient.transformers.observe import accepts
+from QEfficient.transformers.mixers import StepRecord
+from QEfficient.transformers.retained_state import RetainedCache, StatePlan
+
+
+def last_row(values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """Of `[b, s, n]` the row of the last token that is no padding: `[b, 1, n]`."""
+    last = position_ids.to(torch.int32).argmax(dim=1)
+    index = last.reshape(-1, 1, 1).expand(-1, 1, values.shape[2])
+    return values.gather(1, index)
+
+
+class RetainedModule(torch.nn.Module):
+    """A model whose state comes in and goes out. The model inside has its seams installed (see `transform`)."""
+
+    def __init__(self, model: Any, plans: tuple[StatePlan, ...], explicit_mask: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.plans = plans
+        self.explicit_mask = explicit_mask
+        """The model builds no mask through transformers' mask functions, so it is handed a finished one."""
+        self.vocab_size = 0
+        self.steps: dict[str, StepRecord] = {}
+        """Filled while tracing: the bodies that the recurrent nodes need."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        batch_index: torch.Tensor | None,
+        states: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        cache = RetainedCache(self.plans, states, position_ids, batch_index, self._context(states))
+        with cache.running(), _LastRowOnly(self.model, position_ids) as selection:
+            output = self.model(**self._arguments(input_ids, cache))
+            new_states = cache.next_states()
+        logits = output.logits
+        if not selection.done:
+            logits = last_row(logits, position_ids)
+        return (logits, *new_states)
+
+    def notes(self) -> dict[str, int]:
+        """How many layers keep their state in which way."""
+        ways = {"attention": 0, "rolling attention": 0, "buffer": 0, "recurrent": 0}
+        for layer in {plan.layer for plan in self.plans}:
+            plans = [plan for plan in self.plans if plan.layer == layer]
+            keys = next((plan for plan in plans if plan.kind == "key"), None)
+            if keys is not None:
+                ways["buffer" if not keys.direct else "rolling attention" if keys.rolling else "attention"] += 1
+            ways["recurrent"] += any(plan.kind in ("conv", "recurrent") for plan in plans)
+        return {way: count for way, count in ways.items() if count}
+
+    def _context(self, states: list[torch.Tensor]) -> Any:
+        """Slots of the buffers in which a slot is a position."""
+        for plan, state in zip(self.plans, states, strict=True):
+            if None in plan.shape and not plan.rolling:
+                return state.shape[1 + plan.shape.index(None)]
+        return next((s.shape[2] for p, s in zip(self.plans, states, strict=True) if None in p.shape), 0)
+
+    def _arguments(self, input_ids: torch.Tensor, cache: RetainedCache) -> dict[str, Any]:
+        positions = cache.position_ids.clamp(min=0)  # padding is -1 for the state only; an embedding wants an index
+        arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": True}
+        offered = {"position_ids": positions, "past_key_values": cache, "cache_params": cache}
+        arguments.update({name: value for name, value in offered.items() if accepts(self.model, name)})
+        if self.explicit_mask and accepts(self.model, "attention_mask"):
+            arguments["attention_mask"] = self._mask(cache)
+        return arguments
+
+    def _mask(self, cache: RetainedCache) -> torch.Tensor:
+        slots = torch.arange(cache.context)
+        seen = slots[None, None, None, :] <= cache.position_ids[:, None, :, None]
+        dtype = next(self.model.parameters()).dtype
+        lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype)
+        return torch.where(seen, torch.zeros((), dtype=dtype), lowest)
+
+
+class _LastRowOnly:
+    """While active, the output embedding sees the last token only: a vocabulary-wide row for each token is wasted."""
+
+    def __init__(self, model: Any, position_ids: torch.Tensor) -> None:
+        self.head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self.position_ids = position_ids
+        self.done = False
+
+    def _select(self, module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        hidden = args[0] if args else None
+        if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or self.done:
+            return None
+        self.done = True
+        return (last_row(hidden, self.position_ids), *args[1:])
+
+    def __enter__(self) -> _LastRowOnly:
+        self.handle = self.head.register_forward_pre_hook(self._select) if self.head is not None else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.handle is not None:
+            self.handle.remove()

@@ -1,0 +1,209 @@
+"""The cache that owns positions, and the plan of what it retains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers.cache_utils import Cache
+
+from QEfficient.operators.cached_attention import AttentionRule, Retained, cached_attention
+from QEfficient.operators.context import gather, scatter, zero_dead
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which keys a query sees, beyond causality."""
+
+    window: int = 0
+    chunk: int = 0
+
+    def visible(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        seen = keys <= queries
+        if self.window:
+            seen = seen & (keys > queries - self.window)
+        if self.chunk:
+            seen = seen & (keys // self.chunk == queries // self.chunk)
+        return seen
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """One state tensor of one layer, as observed."""
+
+    kind: str
+    """key | value | indexer | conv | recurrent | tokens"""
+    layer: int
+    shape: tuple[int | None, ...]
+    """Without the slot axis; None stands for the context."""
+    dtype: torch.dtype
+    index: int = 0
+    """Which of several states of this kind the layer has."""
+    rule: MaskRule = field(default_factory=MaskRule)
+    rolling: bool = False
+    direct: bool = True
+    """Whether the keys reach the attention function untouched; else the buffer is written and handed back whole."""
+
+    @property
+    def window(self) -> int | None:
+        """Slots of a rolling buffer."""
+        return (self.rule.window or self.rule.chunk) if self.rolling else None
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.kind, self.layer, self.index
+
+
+class _Layer:
+    """What models ask of `cache.layers[i]`."""
+
+    is_sliding = False
+    is_initialized = True
+    is_compileable = True
+    supports_early_init = False
+
+    def __init__(self, cache: RetainedCache, index: int) -> None:
+        self._cache, self._index = cache, index
+
+    def get_seq_length(self) -> Any:
+        return self._cache.get_seq_length(self._index)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._cache.get_mask_sizes(query_length, self._index)
+
+
+class RetainedCache(Cache):
+    """State tensors that come in and go out, addressed by positions. It is `current` while its model runs."""
+
+    current: ClassVar[RetainedCache | None] = None
+
+    def __init__(
+        self,
+        plans: tuple[StatePlan, ...],
+        states: list[torch.Tensor],
+        position_ids: torch.Tensor,
+        batch_index: torch.Tensor | None,
+        context: int,
+    ) -> None:
+        self.plans = {plan.key: plan for plan in plans}
+        self.before = {plan.key: state for plan, state in zip(plans, states, strict=True)}
+        self.after = dict(self.before)
+        self.position_ids, self.batch_index = position_ids, batch_index
+        self.context = context
+        count = 1 + max((plan.layer for plan in plans), default=-1)
+        self.layers: Any = [_Layer(self, index) for index in range(count)]
+        self.layer_class_to_replicate = None
+        self.offloading = False
+        self._fresh: dict[int, tuple[int, torch.Tensor]] = {}
+        self._masks: dict[int, tuple[MaskRule | None, torch.Tensor]] = {}
+        self._pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the attention function find this cache."""
+        before = RetainedCache.current
+        RetainedCache.current = self
+        try:
+            yield
+        finally:
+            RetainedCache.current = before
+
+    # what models call
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+        if self.plans["key", layer_idx, 0].direct:
+            self._fresh[id(key_states)] = (layer_idx, key_states)
+            self._pending[layer_idx] = (key_states, value_states)
+            return key_states, value_states
+        return self._written("key", layer_idx, key_states), self._written("value", layer_idx, value_states)
+
+    def update_indexer(self, indexer_key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        return self._written("indexer", layer_idx, indexer_key_states[:, None])[:, 0]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.context, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return self.context
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return True
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self.layers)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False] * len(self.layers)
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        return [False] * len(self.layers)
+
+    # what the attention function calls
+
+    def remember_mask(self, built: torch.Tensor, rule: MaskRule | None) -> None:
+        self._masks[id(built)] = (rule, built)
+
+    def is_mask(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._masks
+
+    def layer_of(self, key: torch.Tensor) -> int | None:
+        """The layer whose untouched keys these are."""
+        found = self._fresh.get(id(key))
+        return found[0] if found else None
+
+    def rule_of(self, mask: torch.Tensor | None) -> MaskRule | None:
+        """The rule of a mask that was passed on unchanged; no mask at all means causal."""
+        if mask is None:
+            return MaskRule()
+        found = self._masks.get(id(mask))
+        return found[0] if found else None
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+        softcap: float,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        layer = self._fresh[id(key)][0]
+        plan = self.plans["key", layer, 0]
+        seen = self.rule_of(mask)
+        rule = seen or MaskRule()
+        operator_rule = AttentionRule(scale, rule.window, rule.chunk, softcap, plan.rolling)
+        # `before`, not `after`: layers that share keys attend over the same past, each writing the same new keys
+        past_key, past_value = self.before["key", layer, 0], self.before["value", layer, 0]
+        past = Retained(past_key, past_value, self.position_ids, self.batch_index)
+        explicit = None if seen is not None else mask
+        output, new_key, new_value = cached_attention(query, key, value, past, operator_rule, explicit, sinks)
+        self._pending.pop(layer, None)
+        self.after["key", layer, 0], self.after["value", layer, 0] = new_key, new_value
+        return output
+
+    def next_states(self) -> list[torch.Tensor]:
+        """Every state's next value, in the order of the plan."""
+        for layer in list(self._pending):  # keys that no attention function took, such as those of a skipped layer
+            key, value = self._pending.pop(layer)
+            self._written("key", layer, key)
+            self._written("value", layer, value)
+        return [self.after[key] for key in self.plans]
+
+    def _written(self, kind: str, layer: int, new: torch.Tensor) -> torch.Tensor:
+        """Write into the buffer and read it back whole."""
+        state = scatter(self.before[kind, layer, 0], self.position_ids, new, self.batch_index)
+        self.after[kind, layer, 0] = state
+        return zero_dead(gather(state, self.position_ids, self.batch_index), self.position_ids)

@@ -1,0 +1,65 @@
+"""A model without its weights: parameters fake, buffers real.
+
+Buffers (rotary frequencies, ALiBi slopes, position tables) are computed when a module is built and stand in no
+checkpoint; they are small, so they are computed for real and become constants of the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.initialization import no_init_weights
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode for one skeleton; fake parameters meet real buffers in it."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _fake_parameter(parameter: torch.nn.Parameter, mode: FakeTensorMode) -> torch.nn.Parameter:
+    with mode:
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+    return torch.nn.Parameter(empty, requires_grad=False)
+
+
+@contextmanager
+def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
+    """Inside, every parameter that a module registers is replaced by a fake one at once."""
+    register = torch.nn.Module.register_parameter
+
+    def register_fake(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and type(parameter) is torch.nn.Parameter:
+            module._parameters[name] = _fake_parameter(parameter, mode)
+
+    torch.nn.Module.register_parameter = register_fake  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_skeleton(build: Callable[[], Any], mode: FakeTensorMode) -> Any:
+    """What `build` makes, with fake parameters; nothing is initialised, tied parameters stay tied."""
+    with _fake_parameters(mode), no_init_weights():
+        model = build()
+    model.tie_weights()
+    return model.eval()
+
+
+def skeleton_of(model: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
+    """A copy of a live model with fake parameters in `dtype`; the model itself is not touched."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        kept = parameter.dtype if not parameter.dtype.is_floating_point else dtype
+        with mode:
+            empty = torch.empty(parameter.shape, dtype=kept)
+        memo[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach()
+    return copy.deepcopy(model, memo).eval()
