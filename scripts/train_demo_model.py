@@ -1,6 +1,6 @@
 """Train the small Llama model that the package ships as its built-in ``demo`` model.
 
-Run it from the root of the repository (about 15 minutes on two idle CPU cores)::
+Run it from the root of the repository (about 15 to 20 minutes on two idle CPU cores)::
 
     python scripts/train_demo_model.py                      # public-domain text from a Debian package
     python scripts/train_demo_model.py --text my_prose.txt  # any UTF-8 text, paragraphs split by blank lines
