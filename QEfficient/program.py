@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from QEfficient.errors import ArtifactError
-from QEfficient.specs import CompileSpec
+from QEfficient.specs import CompileSpec, EncodeSpec
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -164,6 +164,21 @@ class CompiledProgram:
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CompiledEncoder:
+    """A program without state made ready for one device and the lengths that it is called with."""
+
+    folder: Path
+    device: str
+    spec: EncodeSpec
+    program: ExportedProgram
+    fingerprint: str
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+_ENCODER_KIND = "compiled as an encoder"
+
+
 def _graph_from(record: Mapping[str, Any]) -> Graph:
     def tensor(t: Mapping[str, Any]) -> TensorSpec:
         return TensorSpec(t["name"], t["dtype"], tuple(t["shape"]))
@@ -181,13 +196,14 @@ def exported_to_record(program: ExportedProgram) -> dict[str, Any]:
     return {"kind": "exported", "format": FORMAT_VERSION, **record}
 
 
-def compiled_to_record(compiled: CompiledProgram) -> dict[str, Any]:
+def compiled_to_record(compiled: CompiledProgram | CompiledEncoder) -> dict[str, Any]:
     """The manifest of a compiled program; it holds that of its exported program, and where that lies."""
     record = asdict(compiled)
     del record["folder"]
     record["program"] = exported_to_record(compiled.program)
     record["program_folder"] = str(compiled.program.folder)
-    return {"kind": "compiled", "format": FORMAT_VERSION, **record}
+    kind = _ENCODER_KIND if isinstance(compiled, CompiledEncoder) else "compiled"
+    return {"kind": kind, "format": FORMAT_VERSION, **record}
 
 
 def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -203,7 +219,9 @@ def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
             f"{folder} has format version {record.get('format')}, this release reads {FORMAT_VERSION}. Make it again."
         )
     if record.get("kind") != kind:
-        raise ArtifactError(f"{folder} holds a program that is {record.get('kind')}, but one that is {kind} was asked for.")
+        raise ArtifactError(
+            f"{folder} holds a program that is {record.get('kind')}, but one that is {kind} was asked for."
+        )
     return record
 
 
@@ -227,3 +245,11 @@ def load_compiled(folder: Path) -> CompiledProgram:
     program = _exported_from(record["program"], Path(record["program_folder"]))
     spec = CompileSpec(**record["spec"])
     return CompiledProgram(folder, record["device"], spec, program, record["fingerprint"], record["report"])
+
+
+def load_encoder(folder: Path) -> CompiledEncoder:
+    """Read back a compiled encoder from its folder."""
+    record = _read_manifest(folder, _ENCODER_KIND)
+    program = _exported_from(record["program"], Path(record["program_folder"]))
+    spec = EncodeSpec(**{**record["spec"], "seq_lens": tuple(record["spec"]["seq_lens"])})
+    return CompiledEncoder(folder, record["device"], spec, program, record["fingerprint"], record["report"])

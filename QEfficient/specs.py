@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from QEfficient.errors import OptionError, did_you_mean
+from QEfficient.errors import OptionError, PromptError, did_you_mean
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -37,9 +37,16 @@ class ExportSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise OptionError(f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}.{did_you_mean(self.dtype, DTYPES)}")
+            raise OptionError(
+                f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}.{did_you_mean(self.dtype, DTYPES)}"
+            )
         if self.kv_cache_prefix is not None and not self.kv_cache_prefix.isalnum():
             raise OptionError(f"kv_cache_prefix '{self.kv_cache_prefix}' may hold letters and digits only.")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} must be a positive whole number, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,7 @@ class CompileSpec:
             value = getattr(self, name)
             if value is None and name in ("full_batch_size", "kv_cache_batch_size"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise OptionError(f"{name} must be a positive whole number, not {value!r}.")
+            _check_positive(name, value)
         if self.prefill_seq_len > self.ctx_len:
             raise OptionError(
                 f"prefill_seq_len {self.prefill_seq_len:,} is larger than ctx_len {self.ctx_len:,}."
@@ -116,6 +122,49 @@ class CompileSpec:
                     symbols["full_batch_exec_size"] = rows
             result.append(Specialization(name, symbols))
         return tuple(result)
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """The shapes that an encoder is compiled for, and what the device is told beyond them."""
+
+    batch_size: int = 1
+    seq_lens: tuple[int, ...] = (32,)
+    """Every length that a call may have; inputs are padded to the smallest that holds them."""
+    device_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_positive("batch_size", self.batch_size)
+        if not self.seq_lens:
+            raise OptionError("seq_len must be a positive whole number or several of them; the list is empty.")
+        for length in self.seq_lens:
+            _check_positive("seq_len", length)
+        if len(set(self.seq_lens)) != len(self.seq_lens):
+            raise OptionError(f"seq_len has a length twice: {', '.join(map(str, self.seq_lens))}.")
+
+    @property
+    def longest(self) -> int:
+        return max(self.seq_lens)
+
+    def padded_length(self, length: int) -> int:
+        """The smallest compiled length that holds `length` tokens."""
+        fitting = [compiled for compiled in self.seq_lens if compiled >= length]
+        if not fitting:
+            raise PromptError(
+                f"the prompt has {length:,} tokens, but the program was compiled for seq_len {self.longest:,}."
+                " Compile again with a larger seq_len."
+            )
+        return min(fitting)
+
+    def specializations(self) -> tuple[Specialization, ...]:
+        """One entry for each length, in the order in which they were given."""
+        several = len(self.seq_lens) > 1
+        return tuple(
+            Specialization(
+                f"Embedding_{i}" if several else "Embedding", {"batch_size": self.batch_size, "seq_len": length}
+            )
+            for i, length in enumerate(self.seq_lens)
+        )
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from QEfficient.errors import DeviceError, OptionError, did_you_mean
-from QEfficient.program import CompiledProgram, ExportedProgram
-from QEfficient.specs import CompileSpec
+from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram
+from QEfficient.specs import CompileSpec, EncodeSpec
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,48 @@ class Session(ABC):
         self.close()
 
 
+class EncoderSession(ABC):
+    """One compiled program without state. Not thread-safe."""
+
+    def __init__(self, compiled: CompiledEncoder) -> None:
+        model, self.spec = compiled.program.model, compiled.spec
+        pad = model.pad_token_id
+        self._pad_id = pad if pad is not None and 0 <= pad < model.vocab_size else 0
+
+    @abstractmethod
+    def _execute(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Run one call of exactly a compiled shape; return `[rows, length, hidden]` or, pooled, `[rows, hidden]`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; idempotent."""
+
+    def encode(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """float32 features of at most `batch_size` rows `[rows, length]`, which are padded to a compiled shape."""
+        rows, length = input_ids.shape
+        if rows > self.spec.batch_size:
+            most = self.spec.batch_size
+            raise DeviceError(f"a call has {rows} rows, but the program was compiled for batch_size {most}.")
+        shape = (self.spec.batch_size, self.spec.padded_length(length))
+        ids, mask = np.full(shape, self._pad_id, np.int64), np.zeros(shape, np.int64)
+        ids[:rows, :length], mask[:rows, :length] = input_ids, attention_mask
+        mask[rows:, 0] = 1  # a row that may look at nothing would be a mean of nothing
+        features = self._execute(ids, mask)[:rows].astype(np.float32)
+        return features[:, :length] if features.ndim == 3 else features
+
+    def __enter__(self) -> EncoderSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Device(ABC):
     """One way to compile and run programs."""
 
     name: str
+    tasks: frozenset[str] = frozenset({"causal-lm"})
+    """What it can run, in the words of `ModelFacts.task`; `features` goes with the two methods for encoders."""
     options: Mapping[str, type] = {}
     """Names and types of this device's own compile options."""
 
@@ -126,6 +164,14 @@ class Device(ABC):
     @abstractmethod
     def load(self, compiled: CompiledProgram) -> Session:
         """Open a session."""
+
+    def compile_encoder(self, program: ExportedProgram, spec: EncodeSpec, folder: Path) -> Mapping[str, Any]:
+        """As `compile`, for a program without state."""
+        raise DeviceError(f"device '{self.name}' does not run encoders. Choose another with device=.")
+
+    def load_encoder(self, compiled: CompiledEncoder) -> EncoderSession:
+        """As `load`, for a program without state."""
+        raise DeviceError(f"device '{self.name}' does not run encoders. Choose another with device=.")
 
     def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options that are this device's own. Refuses misspelt ones; logs those of the Cloud AI 100."""
@@ -186,14 +232,14 @@ def device_class(name: str) -> type[Device]:
 AUTO_ORDER = ("cloud_ai_100", "cpu", "reference")
 
 
-def get_device(name: str | None = None) -> Device:
+def get_device(name: str | None = None, task: str = "causal-lm") -> Device:
     """The device called `name`; default the environment's `QEFF_DEVICE`, then `auto`: the best one usable here."""
     asked = name or os.environ.get("QEFF_DEVICE") or "auto"
     candidates = [n for n in AUTO_ORDER if n in device_names()] if asked == "auto" else [asked]
     reasons = []
     for candidate in candidates:
         found = device_class(candidate)
-        reason = found.availability()
+        reason = found.availability() if task in found.tasks else f"it runs no programs of the kind '{task}'."
         if reason is None:
             return found()
         reasons.append(f"{candidate}: {reason}")

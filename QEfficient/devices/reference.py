@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from QEfficient.devices import Device, Session
+from QEfficient.devices import Device, EncoderSession, Session
 from QEfficient.devices.slotted import SlottedSession, check_batching, write_specializations
 from QEfficient.errors import ArtifactError, DeviceError
-from QEfficient.program import CompiledProgram, ExportedProgram, StateSpec, TensorSpec
-from QEfficient.specs import CompileSpec
+from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram, StateSpec, TensorSpec
+from QEfficient.specs import CompileSpec, EncodeSpec
 
 ORT_TYPES = {
     "float32": "tensor(float)",
@@ -29,6 +29,7 @@ class ReferenceDevice(Device):
     """Compiles nothing; opens the ONNX file."""
 
     name = "reference"
+    tasks = frozenset({"causal-lm", "features"})
     options = {"num_threads": int}
 
     def __init__(self, poison: bool = False) -> None:
@@ -43,10 +44,7 @@ class ReferenceDevice(Device):
 
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
         self.own_options(spec.device_options)
-        if program.dtype == "bfloat16":
-            raise DeviceError(
-                "the program is bfloat16, for which ONNX Runtime has no CPU kernels. Export it with dtype float32."
-            )
+        _refuse_bfloat16(program)
         graph = program.graphs[ROLE].spec
         check_batching(graph, spec)
         entries = spec.specializations(graph.windows)
@@ -55,6 +53,15 @@ class ReferenceDevice(Device):
 
     def load(self, compiled: CompiledProgram) -> Session:
         return ReferenceSession(compiled, self._poison)
+
+    def compile_encoder(self, program: ExportedProgram, spec: EncodeSpec, folder: Path) -> Mapping[str, Any]:
+        self.own_options(spec.device_options)
+        _refuse_bfloat16(program)
+        write_specializations(folder / "specializations.json", spec.specializations())
+        return {"specializations": len(spec.seq_lens)}
+
+    def load_encoder(self, compiled: CompiledEncoder) -> EncoderSession:
+        return ReferenceEncoder(compiled)
 
 
 class ReferenceSession(SlottedSession):
@@ -84,9 +91,43 @@ class ReferenceSession(SlottedSession):
         logits: np.ndarray = results[0].numpy()
         return logits
 
+    def states(self) -> dict[str, np.ndarray]:
+        return {name: value.numpy().copy() for name, value in self._state.items()}
+
     def close(self) -> None:
         self._onnx = None
         self._state = {}
+
+
+class ReferenceEncoder(EncoderSession):
+    """A graph without state."""
+
+    def __init__(self, compiled: CompiledEncoder) -> None:
+        super().__init__(compiled)
+        path, graph = compiled.program.onnx_path(ROLE), compiled.program.graphs[ROLE].spec
+        self._onnx = _open(path, compiled.spec.device_options.get("num_threads", 0))
+        _check_contract(path, "input", graph.all_inputs, self._onnx.get_inputs())
+        _check_contract(path, "output", graph.all_outputs, self._onnx.get_outputs())
+
+    def _execute(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        if self._onnx is None:
+            raise DeviceError("the session is closed.")
+        try:
+            results = self._onnx.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+        except Exception as error:  # see ReferenceSession
+            raise DeviceError(f"ONNX Runtime could not run the program: {error}") from error
+        features: np.ndarray = results[0]
+        return features
+
+    def close(self) -> None:
+        self._onnx = None
+
+
+def _refuse_bfloat16(program: ExportedProgram) -> None:
+    if program.dtype == "bfloat16":
+        raise DeviceError(
+            "the program is bfloat16, for which ONNX Runtime has no CPU kernels. Export it with dtype float32."
+        )
 
 
 def _open(path: Path, threads: int) -> Any:

@@ -59,6 +59,10 @@ class SlottedSession(Session):
     def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """Run one call, keep the state; return logits `[rows, 1, vocabulary]` of any float type."""
 
+    def states(self) -> dict[str, np.ndarray]:
+        """A copy of every state tensor, by input name: for checks. Empty where the device keeps them to itself."""
+        return {}
+
     def run(self, batch: Batch) -> np.ndarray:
         self.limits.check(batch)
         several = [row for row in batch.rows if len(row.tokens) > 1]

@@ -48,6 +48,8 @@ class Source:
     """Bodies of recurrent nodes, filled while the module is traced."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """How the layers keep their state, for the manifest."""
+    trace: Callable[[torch.nn.Module, GraphSpec], ir.Model] = trace_causal
+    """Makes the graph of `module`, with the contract's names."""
 
 
 def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None) -> dict[str, float]:
@@ -61,7 +63,7 @@ def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Prog
         seconds[name] = round(time.perf_counter() - start, 3)
         return result
 
-    model = stage("trace", lambda: trace_causal(source.module, source.graph))
+    model = stage("trace", lambda: source.trace(source.module, source.graph))
     stage("bodies", lambda: _add_recurrent(model, source))
     stage("passes", lambda: [run(model) for run in passes.passes_for(spec)])
     stage("check", lambda: check_graph(model, source.graph))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,8 +29,8 @@ def example(tensor: TensorSpec) -> torch.Tensor:
 
 
 def symbolic(tensor: TensorSpec) -> dict[int, Any]:
-    """Which axes are dynamic, under which name."""
-    return {axis: Dim(size, min=1, max=1 << 24) for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+    """Which axes are dynamic. The tracer may bound them (a table has so many rows), but not fix them: see `_name`."""
+    return {axis: Dim.AUTO for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
 
 
 @contextmanager
@@ -54,7 +54,14 @@ def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, w
     step = "tracing"
     try:
         with quiet(), torch.no_grad(), fixes.patched():
-            traced = torch.export.export(module, arguments, dynamic_shapes=dynamic, strict=False)
+            traced = torch.export.export(
+                module,
+                arguments,
+                dynamic_shapes=dynamic,
+                strict=False,
+                # sizes that a model compares (`min(top_k, length)`) must not narrow what the graph accepts
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
             step = "translating"
             fixes.fix_traced(traced)
             program = torch.onnx.export(
@@ -94,6 +101,18 @@ def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
     return model
 
 
+def trace_stateless(module: torch.nn.Module, spec: GraphSpec, limits: Mapping[str, int]) -> ir.Model:
+    """The graph of a module that keeps nothing between calls and takes its inputs in the contract's order."""
+    dynamic = tuple(symbolic(tensor) for tensor in spec.inputs)
+    model = to_onnx(module, tuple(example(tensor) for tensor in spec.inputs), dynamic, "the model")
+    for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
+        if all(node.op_type == "Shape" for node, _ in value.uses()):
+            raise ExportError(f"nothing reads '{tensor.name}': the graph would answer the same whatever it is given.")
+    name_ends(model.graph, spec.all_inputs, spec.all_outputs)
+    _forget_fakes(model.graph)
+    return model
+
+
 def _forget_fakes(graph: ir.Graph) -> None:
     """Parameters without values: keep type and shape, drop what looks like a constant and is none."""
     for value in graph.initializers.values():
@@ -122,5 +141,8 @@ def name_ends(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[T
 
 
 def _name(value: ir.Value, wanted: TensorSpec) -> None:
+    for axis, size in enumerate(wanted.shape):
+        if value.is_graph_input() and isinstance(size, str) and isinstance(value.shape[axis], int):  # type: ignore[index]
+            raise ExportError(f"the model fixes the size '{size}' of '{wanted.name}' to {value.shape[axis]} when traced.")  # type: ignore[index]
     value.name = wanted.name
     value.shape = ir.Shape(wanted.shape)

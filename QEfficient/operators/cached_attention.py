@@ -1,6 +1,6 @@
 """`CachedAttention`: a layer's attention over its retained keys and values, as one node.
 
-    (q, k, v, past_key, past_value, position_ids[, batch_index][, mask][, sinks]) → (output, key', value')
+    (q, k, v, past_key, past_value, position_ids[, batch_index][, sinks]) → (output, key', value')
 
 Attributes `scale`, `softcap`, `window`, `chunk` (0: not used). Which optional inputs and rules a node uses stands in its
 name (`CachedAttentionCBWindowed`), so each body holds only what it needs. A rolling buffer keeps position p in slot
@@ -39,7 +39,6 @@ class Variant:
 
     slots: bool = False
     rolling: bool = False
-    masked: bool = False
     sinks: bool = False
     windowed: bool = False
     chunked: bool = False
@@ -50,7 +49,6 @@ class Variant:
         parts = {
             "CB": self.slots,
             "Rolling": self.rolling,
-            "Masked": self.masked,
             "Sinks": self.sinks,
             "Windowed": self.windowed,
             "Chunked": self.chunked,
@@ -75,18 +73,16 @@ def cached_attention(
     value: torch.Tensor,
     state: Retained,
     rule: AttentionRule,
-    mask: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Output `[b, heads, s, value_dim]`, and the next keys and values. Shapes: query `[b, heads, s, d]`, key and
-    value `[b, kv_heads, s, d]`, past `[slots, kv_heads, C, d]`, mask additive `[b, 1 | heads, s, C]`."""
+    value `[b, kv_heads, s, d]`, past `[slots, kv_heads, C, d]`."""
     if not torch.compiler.is_exporting():
-        return _eager(query, key, value, state, rule, mask, sinks)
-    optional = (state.batch_index, mask, sinks)
+        return _eager(query, key, value, state, rule, sinks)
+    optional = (state.batch_index, sinks)
     variant = Variant(
         slots=state.batch_index is not None,
         rolling=rule.rolling,
-        masked=mask is not None,
         sinks=sinks is not None,
         windowed=rule.window > 0,
         chunked=rule.chunk > 0,
@@ -111,7 +107,6 @@ def _eager(
     value: torch.Tensor,
     state: Retained,
     rule: AttentionRule,
-    mask: torch.Tensor | None,
     sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     positions, slots = state.position_ids, state.past_key.shape[2]
@@ -130,8 +125,6 @@ def _eager(
     scores = query @ keys.repeat_interleave(groups, 1).transpose(2, 3).to(query.dtype) * rule.scale
     if rule.softcap:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    if mask is not None:
-        scores = scores + mask
     visible = _visible(positions[:, :, None], key_positions[:, None, :], rule)
     scores = torch.where(visible[:, None], scores.float(), MASKED)
     if sinks is not None:
@@ -240,7 +233,7 @@ _SINK = """one_head_shape = Constant<value_ints = [1, -1, 1, 1]>()
 
 def _text(variant: Variant) -> str:
     """The body of one variant."""
-    optional = [n for n, used in (("batch_index", variant.slots), ("mask", variant.masked), ("sinks", variant.sinks)) if used]
+    optional = [n for n, used in (("batch_index", variant.slots), ("sinks", variant.sinks)) if used]
     inputs = ", ".join(["q", "k", "v", "past_key", "past_value", "position_ids", *optional])
     names = {"cb": "CB" if variant.slots else "", "rows": "batch_index, " if variant.slots else ""}
     read = _ROLL.format(own_rows=_SLOT_ROWS if variant.slots else _OWN_ROWS, **names) if variant.rolling else _READ.format(**names)
@@ -256,9 +249,6 @@ def _text(variant: Variant) -> str:
         visible = "visible_chunk"
     if variant.capped:
         rules.append(_CAP)
-    if variant.masked:
-        rules.append(f"mask_like = CastLike(mask, {scored})\n    biased = Add({scored}, mask_like)")
-        scored = "biased"
     softmax = _SINK if variant.sinks else "weights32 = Softmax<axis = -1>(hidden)"
     newline = "\n    "
     return f"""{variant.name} <scale, softcap, window, chunk> ({inputs}) => (output, new_key, new_value) {{
@@ -311,8 +301,8 @@ def _text(variant: Variant) -> str:
 
 def _register_all() -> None:
     flags = [False, True]
-    for bits in range(2**7):
-        variant = Variant(*(flags[bits >> i & 1] for i in range(7)))
+    for bits in range(2**6):
+        variant = Variant(*(flags[bits >> i & 1] for i in range(6)))
         body(DOMAIN, variant.name)(lambda variant=variant: _text(variant))  # type: ignore[misc]
 
 

@@ -1,6 +1,7 @@
-"""The attention and mask functions that transformers calls in place of its own.
+"""The attention and mask functions that transformers calls in place of its eager ones.
 
-A mask is built from the retained positions, in full, so that whatever a model does with it stays right. What rule it
+They stand in under the name `eager`, and only while a retained module runs: models ask for that name in places, and a
+name of our own would send them down the paths of flash kernels. A mask is built from the retained positions, in full, so that whatever a model does with it stays right. What rule it
 follows (causal, window, chunk) is found by evaluating transformers' own predicate on a few positions. When the very
 same mask object reaches the attention function, the rule replaces it and the tensor is never used.
 """
@@ -8,17 +9,19 @@ same mask object reaches the attention function, the rule replaces it and the te
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from QEfficient.operators.cached_attention import MASKED
 from QEfficient.transformers.retained_state import MaskRule, RetainedCache
 
-IMPLEMENTATION = "qefficient"
+IMPLEMENTATION = "eager"
 
 
 def attend(
@@ -36,7 +39,7 @@ def attend(
     """One layer's attention: the retained operator if the keys come straight from the cache, else plain attention."""
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     cache = RetainedCache.current
-    if cache is not None and cache.layer_of(key) is not None:
+    if cache is not None and cache.is_direct(key, value):
         output = cache.attend(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
     else:
         output = _plain(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
@@ -141,7 +144,14 @@ def _with_zeros(function: Any) -> Any:
     )
 
 
-def register() -> None:
-    """Make both functions known to transformers under one name; idempotent."""
-    AttentionInterface.register(IMPLEMENTATION, attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, mask)
+@contextmanager
+def installed() -> Iterator[None]:
+    """Let transformers call these functions meanwhile."""
+    replaced = ((ALL_ATTENTION_FUNCTIONS, attend), (ALL_MASK_ATTENTION_FUNCTIONS, mask))
+    for interface, function in replaced:
+        interface[IMPLEMENTATION] = function
+    try:
+        yield
+    finally:
+        for interface, _ in replaced:
+            del interface[IMPLEMENTATION]

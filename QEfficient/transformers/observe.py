@@ -16,8 +16,13 @@ from torch.utils import _pytree as pytree
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from QEfficient.errors import UnsupportedModelError
-from QEfficient.transformers.attention import IMPLEMENTATION, mask as build_mask
+from QEfficient.transformers.attention import installed
+from QEfficient.transformers.positions import WatchedLookups, lookups
 from QEfficient.transformers.retained_state import MaskRule, RetainedCache, StatePlan
+
+
+CALLS = ((0, 3), (3, 1))
+"""(first position, tokens) of each observed call."""
 
 
 @dataclass
@@ -31,6 +36,8 @@ class LayerRecord:
     """Paths of the modules that read or wrote recurrent state."""
     attended: bool = False
     """Whether the attention function got the keys as the cache returned them."""
+    altered: bool = False
+    """Whether it got other values, or a mask that is not one of ours: then the layer wants its whole buffer."""
     rule: MaskRule | None = None
     conv: dict[int, torch.Tensor] = field(default_factory=dict)
     recurrent: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -51,7 +58,7 @@ class WatchedCache(DynamicCache):
         super().__init__(config=config)
         self.records: dict[int, LayerRecord] = {}
         self.stack: list[str] = []
-        self.returned: dict[int, tuple[int, torch.Tensor]] = {}
+        self.returned: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
         self.mask_rules: dict[int, tuple[MaskRule | None, torch.Tensor]] = {}
 
     def record(self, layer: int) -> LayerRecord:
@@ -61,7 +68,7 @@ class WatchedCache(DynamicCache):
         record = self.record(layer_idx)
         record.key, record.value = key_states, value_states
         returned = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self.returned[id(returned[0])] = (layer_idx, returned[0])
+        self.returned[id(returned[0])] = (layer_idx, *returned)
         return returned
 
     def update_indexer(self, indexer_key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
@@ -89,18 +96,23 @@ class WatchedCache(DynamicCache):
     def place(self, positions: torch.Tensor) -> None:
         self._positions = positions
 
-    def layer_of(self, key: torch.Tensor) -> int | None:
+    def is_direct(self, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """Notes whether keys, values and mask all arrive as they were given out."""
         found = self.returned.get(id(key))
-        return found[0] if found else None
+        if found is not None and found[2] is not value:
+            self.record(found[0]).altered = True
+        return found is not None and found[2] is value
 
     def remember_mask(self, built: torch.Tensor, rule: MaskRule | None) -> None:
         self.mask_rules[id(built)] = (rule, built)
 
     def attend(self, query, key, value, mask, scale, softcap, sinks):  # type: ignore[no-untyped-def]
         record = self.record(self.returned[id(key)][0])
-        record.attended = True
         found = self.mask_rules.get(id(mask)) if mask is not None else (MaskRule(), None)
-        record.rule = found[0] if found else None
+        rule = found[0] if found else None
+        record.attended = True
+        record.altered |= rule is None or record.rule not in (None, rule)
+        record.rule = rule
         return query.new_zeros((*query.shape[:3], value.shape[3]))
 
 
@@ -115,6 +127,8 @@ class Observation:
     mask_called: bool
     vocab_size: int
     """Width of the logits."""
+    position_lookups: dict[int, int]
+    """Table lookups of one run that are of positions, by number → offset."""
 
 
 def accepts(model: torch.nn.Module, argument: str) -> bool:
@@ -122,29 +136,43 @@ def accepts(model: torch.nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def passes_on(model: torch.nn.Module) -> bool:
+    """Whether the model's forward hands arguments that it does not name to the modules inside."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def observe(model: torch.nn.Module, rolling: bool) -> Observation:
     """Run `model` (its seams installed) on three tokens, then one, and say what it keeps."""
     cache = WatchedCache(model.config)
     outputs: dict[str, MixerOutput] = {}
+    tables = WatchedLookups()
     result: Any = None
-    with torch.no_grad(), _watching(model, cache, outputs):
-        for start, length in ((0, 3), (3, 1)):
-            positions = torch.arange(start, start + length)[None].expand(2, -1)
-            cache.place(positions)
-            result = _call(model, torch.zeros((2, length), dtype=torch.long), positions, cache)
+    with torch.no_grad(), installed(), lookups(tables), _watching(model, cache, outputs):
+        for start, length in CALLS:
+            cache.place(torch.arange(start, start + length)[None].expand(2, -1))
+            tables.begin()
+            result = _call(model, _tokens(model, length), cache)
     _collect_linear_states(cache)
     if not cache.records:
         raise UnsupportedModelError(f"{type(model).__name__} kept nothing in transformers' cache.")
     mixers = {i: _common_path(r.touched_by) for i, r in cache.records.items() if r.conv or r.recurrent}
-    return Observation(_plans(cache, rolling), mixers, outputs, bool(cache.mask_rules), result.logits.shape[-1])
+    return Observation(_plans(cache, rolling), mixers, outputs, bool(cache.mask_rules), result.logits.shape[-1], tables.offsets(CALLS))
 
 
-def _call(model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> Any:
-    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": True}
-    for name, value in (("position_ids", positions), ("past_key_values", cache), ("cache_params", cache)):
-        if accepts(model, name):
-            arguments[name] = value
-    return model(**arguments)
+def _tokens(model: torch.nn.Module, length: int) -> torch.Tensor:
+    """Tokens that are no padding, and look like no positions: the same one throughout."""
+    config = model.config.get_text_config()
+    named = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")]
+    special = {token for entry in named for token in (entry if isinstance(entry, list) else [entry])}
+    ordinary = next(token for token in range(3, 100) if token not in special)
+    return torch.full((2, length), ordinary, dtype=torch.long)
+
+
+def _call(model: torch.nn.Module, ids: torch.Tensor, cache: Any) -> Any:
+    """Run the model as a user would: it counts positions itself."""
+    names = [name for name in ("past_key_values", "cache_params") if accepts(model, name)]
+    return model(input_ids=ids, use_cache=True, **dict.fromkeys(names, cache))
 
 
 @contextmanager
@@ -198,18 +226,19 @@ def _common_path(paths: set[str]) -> str:
 
 def _plans(cache: WatchedCache, rolling: bool) -> tuple[StatePlan, ...]:
     records = sorted(cache.records.items())
-    rules = {r.rule for _, r in records if r.key is not None}
+    rules = {r.rule for _, r in records if r.key is not None}  # a layer without a rule keeps all
     mixed = rolling and len(rules) > 1
     return tuple(plan for layer, record in records for plan in _layer_plans(layer, record, mixed))
 
 
 def _layer_plans(layer: int, record: LayerRecord, mixed: bool) -> Iterator[StatePlan]:
-    rule = record.rule or MaskRule()
-    rolls = mixed and record.attended and rule != MaskRule()
+    direct = record.attended and not record.altered
+    rule = record.rule if direct and record.rule else MaskRule()
+    rolls = mixed and rule != MaskRule()
     for kind, tensor in (("key", record.key), ("value", record.value)):
         if tensor is not None:
             shape = (tensor.shape[1], None, tensor.shape[3])
-            yield StatePlan(kind, layer, shape, tensor.dtype, 0, rule, rolls, record.attended)
+            yield StatePlan(kind, layer, shape, tensor.dtype, 0, rule, rolls, direct)
     if record.indexer is not None:
         yield StatePlan("indexer", layer, (1, None, record.indexer.shape[-1]), record.indexer.dtype, direct=False)
     for kind, states in (("conv", record.conv), ("recurrent", record.recurrent)):

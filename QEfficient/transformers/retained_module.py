@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from QEfficient.transformers.observe import accepts
+from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
+from QEfficient.transformers.observe import accepts, passes_on
+from QEfficient.transformers.positions import RetainedLookups, lookups
 from QEfficient.transformers.retained_state import RetainedCache, StatePlan
 
 
@@ -28,6 +30,7 @@ class RetainedModule(torch.nn.Module):
         self.explicit_mask = explicit_mask
         """The model builds no mask through transformers' mask functions, so it is handed a finished one."""
         self.vocab_size = 0
+        self.position_lookups: dict[int, int] = {}
         self.steps: dict[str, StepRecord] = {}
         """Filled while tracing: the bodies that the recurrent nodes need."""
 
@@ -39,7 +42,8 @@ class RetainedModule(torch.nn.Module):
         states: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         cache = RetainedCache(self.plans, states, position_ids, batch_index, self._context(states))
-        with cache.running(), _LastRowOnly(self.model, position_ids) as selection:
+        tables = RetainedLookups(self.position_lookups, position_ids)
+        with cache.running(), installed(), lookups(tables), _LastRowOnly(self.model, position_ids) as selection:
             output = self.model(**self._arguments(input_ids, cache))
             new_states = cache.next_states()
         logits = output.logits
@@ -70,6 +74,8 @@ class RetainedModule(torch.nn.Module):
         arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": True}
         offered = {"position_ids": positions, "past_key_values": cache, "cache_params": cache}
         arguments.update({name: value for name, value in offered.items() if accepts(self.model, name)})
+        if passes_on(self.model):
+            arguments.setdefault("position_ids", positions)
         if self.explicit_mask and accepts(self.model, "attention_mask"):
             arguments["attention_mask"] = self._mask(cache)
         return arguments

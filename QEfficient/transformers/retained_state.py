@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.cache_utils import Cache
 
+from QEfficient.errors import ExportError
 from QEfficient.operators.cached_attention import AttentionRule, Retained, cached_attention
 from QEfficient.operators.context import gather, scatter, zero_dead
 
@@ -97,7 +98,7 @@ class RetainedCache(Cache):
         self.layers: Any = [_Layer(self, index) for index in range(count)]
         self.layer_class_to_replicate = None
         self.offloading = False
-        self._fresh: dict[int, tuple[int, torch.Tensor]] = {}
+        self._fresh: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
         self._masks: dict[int, tuple[MaskRule | None, torch.Tensor]] = {}
         self._pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -115,7 +116,7 @@ class RetainedCache(Cache):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
         if self.plans["key", layer_idx, 0].direct:
-            self._fresh[id(key_states)] = (layer_idx, key_states)
+            self._fresh[id(key_states)] = (layer_idx, key_states, value_states)
             self._pending[layer_idx] = (key_states, value_states)
             return key_states, value_states
         return self._written("key", layer_idx, key_states), self._written("value", layer_idx, value_states)
@@ -155,20 +156,19 @@ class RetainedCache(Cache):
     def remember_mask(self, built: torch.Tensor, rule: MaskRule | None) -> None:
         self._masks[id(built)] = (rule, built)
 
-    def is_mask(self, tensor: torch.Tensor) -> bool:
-        return id(tensor) in self._masks
-
-    def layer_of(self, key: torch.Tensor) -> int | None:
-        """The layer whose untouched keys these are."""
+    def is_direct(self, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """Whether these are the untouched keys and values of a layer that attends through the operator."""
         found = self._fresh.get(id(key))
-        return found[0] if found else None
+        return found is not None and found[2] is value
 
-    def rule_of(self, mask: torch.Tensor | None) -> MaskRule | None:
-        """The rule of a mask that was passed on unchanged; no mask at all means causal."""
+    def _rule_of(self, mask: torch.Tensor | None) -> MaskRule:
+        """The rule of a mask, which was passed on unchanged (as observed); no mask at all means causal."""
         if mask is None:
             return MaskRule()
         found = self._masks.get(id(mask))
-        return found[0] if found else None
+        if found is None or found[0] is None:
+            raise ExportError("a layer got another mask than when it was observed.")
+        return found[0]
 
     def attend(
         self,
@@ -182,14 +182,12 @@ class RetainedCache(Cache):
     ) -> torch.Tensor:
         layer = self._fresh[id(key)][0]
         plan = self.plans["key", layer, 0]
-        seen = self.rule_of(mask)
-        rule = seen or MaskRule()
+        rule = self._rule_of(mask)
         operator_rule = AttentionRule(scale, rule.window, rule.chunk, softcap, plan.rolling)
         # `before`, not `after`: layers that share keys attend over the same past, each writing the same new keys
         past_key, past_value = self.before["key", layer, 0], self.before["value", layer, 0]
         past = Retained(past_key, past_value, self.position_ids, self.batch_index)
-        explicit = None if seen is not None else mask
-        output, new_key, new_value = cached_attention(query, key, value, past, operator_rule, explicit, sinks)
+        output, new_key, new_value = cached_attention(query, key, value, past, operator_rule, sinks)
         self._pending.pop(layer, None)
         self.after["key", layer, 0], self.after["value", layer, 0] = new_key, new_value
         return output

@@ -16,7 +16,6 @@ EXPERTS = "batched_mm"
 
 def install_seams(model: torch.nn.Module) -> None:
     """Point every config of the model at our attention, mask and experts functions. Changes `model` in place."""
-    attention.register()
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     for config in configs.values():
         if hasattr(config, "_attn_implementation_internal"):
@@ -31,7 +30,7 @@ def retain(model: Any, rolling: bool = True) -> RetainedModule:
     install_seams(model)
     seen = observe(model, rolling)
     retained = RetainedModule(model, seen.plans, explicit_mask=not seen.mask_called)
-    retained.vocab_size = seen.vocab_size
+    retained.vocab_size, retained.position_lookups = seen.vocab_size, seen.position_lookups
     for layer, path in seen.mixers.items():
         plans = [p for p in seen.plans if p.layer == layer and p.kind in ("conv", "recurrent")]
         mixers.install(model, path, plans, seen.outputs[path], retained.steps)

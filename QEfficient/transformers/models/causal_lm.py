@@ -170,9 +170,8 @@ class QEFFAutoModelForCausalLM:
         return str(self._program.onnx_path())
 
     def _prepare(self, spec: ExportSpec) -> tuple[Source, GraphSpec]:
-        skeleton, mode = self._source.skeleton()
-        with mode:
-            retained = retain(skeleton, rolling=not spec.retain_full_kv)
+        skeleton, _ = self._source.skeleton()
+        retained = retain(skeleton, rolling=not spec.retain_full_kv)
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype)
         source = Source(
             module=retained,

@@ -1,0 +1,149 @@
+"""Tokens and their mask in, hidden states out: a model used as an encoder, its state unused, and pooling behind it."""
+
+from __future__ import annotations
+
+import secrets
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean
+from QEfficient.program import GraphSpec, TensorSpec
+from QEfficient.transformers.observe import accepts
+from QEfficient.transformers.signature import dtype_name
+from QEfficient.transformers.transform import EXPERTS
+
+Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(last hidden states `[b, s, n]`, attention mask `[b, s]`) → `[b, n]`"""
+
+ROWS = ("batch_size", "seq_len")
+INPUTS = (TensorSpec("input_ids", "int64", ROWS), TensorSpec("attention_mask", "int64", ROWS))
+
+
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    kept = mask[:, :, None].to(hidden.dtype)
+    return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask[:, :, None] > 0, hidden, torch.finfo(hidden.dtype).min).amax(1)
+
+
+def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden[:, 0]
+
+
+POOLINGS: Mapping[str, Pooling] = {"mean": _mean, "avg": _mean, "max": _max, "cls": _first}
+
+
+def find_pooling(asked: str | Pooling | None) -> Pooling | None:
+    """The function behind a name; a function is its own."""
+    if asked is None or callable(asked):
+        return asked
+    if asked not in POOLINGS:
+        hint = did_you_mean(str(asked), POOLINGS)
+        raise OptionError(f"pooling {asked!r} is neither a function nor one of {', '.join(POOLINGS)}.{hint}")
+    return POOLINGS[asked]
+
+
+def pooling_identity(asked: str | Pooling | None) -> Any:
+    """What tells two poolings apart, as plain data. A function counts by its code and by every value that it refers to;
+    where that has no plain form (an object, a tensor), no two are taken for the same."""
+    return asked if asked is None or isinstance(asked, str) else _identity(asked, ())
+
+
+def _identity(value: Any, seen: tuple[Any, ...]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return [_identity(item, seen) for item in value]
+    library = str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "builtins")
+    if isinstance(value, types.ModuleType) or (library and hasattr(value, "__name__")):
+        return str(getattr(value, "__qualname__", value.__name__))
+    if isinstance(value, types.CodeType):
+        return [value.co_code.hex(), list(value.co_names), [_identity(constant, seen) for constant in value.co_consts]]
+    if isinstance(value, types.FunctionType) and value not in seen:
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        refers = (value.__code__, value.__defaults__, list((value.__kwdefaults__ or {}).items()), cells, names)
+        return [_identity(part, (*seen, value)) for part in refers]
+    return "the function itself" if value in seen else secrets.token_hex(8)
+
+
+class FeatureModule(torch.nn.Module):
+    """A model's last hidden states, pooled if asked."""
+
+    def __init__(self, model: Any, pooling: Pooling | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        stateless = {"use_cache": False} if accepts(self.model, "use_cache") else {}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **stateless)
+        hidden = getattr(output, "last_hidden_state", None)
+        if not isinstance(hidden, torch.Tensor):
+            raise UnsupportedModelError(f"{type(self.model).__name__} gives no last hidden state for each token.")
+        return hidden if self.pooling is None else self.pooling(hidden, attention_mask)
+
+    def signature(self, mode: FakeTensorMode) -> GraphSpec:
+        """The graph's contract; the width is observed on fake tensors."""
+        output = self._observe(mode)
+        rows: tuple[str, ...] = ROWS if self.pooling is None else ROWS[:1]
+        if tuple(output.shape[:-1]) != (2, 8)[: len(rows)]:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} makes {list(output.shape)} of 2 rows with 8 tokens;"
+                f" {'one vector for each token' if self.pooling is None else 'one vector for each row'} was expected."
+            )
+        return GraphSpec(INPUTS, (TensorSpec("output", dtype_name(output.dtype), (*rows, int(output.shape[-1]))),))
+
+    def _observe(self, mode: FakeTensorMode) -> torch.Tensor:
+        try:
+            with mode, torch.no_grad():
+                output: torch.Tensor = self(*(torch.ones((2, 8), dtype=torch.int64) for _ in INPUTS))
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # whatever the model, or the user's pooling, raises
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} could not be run on tokens and their mask alone: {reason}"
+            ) from error
+        return output
+
+
+def encoder_of(model: Any) -> Any:
+    """The part of `model` that makes hidden states of tokens: without a head, and of an encoder-decoder the encoder."""
+    part = model.base_model
+    if accepts(part, "decoder_input_ids"):
+        part = part.get_encoder()
+    if not accepts(part, "input_ids") or not accepts(part, "attention_mask"):
+        raise UnsupportedModelError(
+            f"{type(part).__name__} does not take input_ids with an attention_mask, so it cannot encode padded text."
+        )
+    return part
+
+
+def plain_seams(model: torch.nn.Module) -> None:
+    """Point every config at transformers' own eager attention and at experts that can be traced; in place."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    for config in configs.values():
+        config.return_dict = True
+        if hasattr(config, "_attn_implementation_internal"):
+            config._attn_implementation_internal = "eager"
+        if hasattr(config, "_experts_implementation_internal"):
+            config._experts_implementation_internal = EXPERTS
+
+
+def tensor_aliases(whole: torch.nn.Module, part: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """Name of a parameter or buffer in `whole` → its names in `part`, which shares them; tied ones have several."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in _tensors(part).items():
+        groups.setdefault(id(tensor), []).append(name)
+    return {name: tuple(groups[id(tensor)]) for name, tensor in _tensors(whole).items() if id(tensor) in groups}
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
