@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.cached_attention import MASKED
 from QEfficient.transformers.retained_state import MaskRule, RetainedCache
 
@@ -37,6 +38,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """One layer's attention: the retained operator if the keys come straight from the cache, else plain attention."""
+    _refuse_unknown(module, kwargs)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     cache = RetainedCache.current
     if cache is not None and cache.is_direct(key, value):
@@ -44,6 +46,17 @@ def attend(
     else:
         output = _plain(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
     return output.transpose(1, 2).contiguous(), None
+
+
+HARMLESS = frozenset({"position_ids", "position_embeddings", "cache_position", "dropout"})
+"""Tensors that models hand along and eager attention does not read."""
+
+
+def _refuse_unknown(module: torch.nn.Module, keywords: dict[str, Any]) -> None:
+    """A tensor that we would not use (a position bias, say) must not be dropped in silence."""
+    for name, value in keywords.items():
+        if isinstance(value, torch.Tensor) and name not in HARMLESS:
+            raise UnsupportedModelError(f"{type(module).__name__} hands '{name}' to its attention, which is not supported.")
 
 
 def _plain(

@@ -52,7 +52,7 @@ def find_pooling(asked: str | Pooling | None) -> Pooling | None:
 def pooling_identity(asked: str | Pooling | None) -> Any:
     """What tells two poolings apart, as plain data. A function counts by its code and by every value that it refers to;
     where that has no plain form (an object, a tensor), no two are taken for the same."""
-    return asked if asked is None or isinstance(asked, str) else _identity(asked, ())
+    return POOLINGS[asked].__name__ if isinstance(asked, str) else asked and _identity(asked, ())
 
 
 def _identity(value: Any, seen: tuple[Any, ...]) -> Any:

@@ -106,26 +106,64 @@ def _same(found: Any, wanted: Any) -> bool:
     return bool(hints[0] == hints[1])
 
 
+@dataclass(frozen=True)
+class Target:
+    """A mixer in its model, and what it moves."""
+
+    mixer: torch.nn.Module
+    path: str
+    forward: Callable[..., Any]
+    plans: tuple[StatePlan, ...]
+
+
+class _Attributes:
+    """States that a mixer keeps as attributes of its modules: given values meanwhile, then put back."""
+
+    def __init__(self, mixer: torch.nn.Module, path: str, values: dict[str, torch.Tensor]) -> None:
+        self.values = {name: value.clone() for name, value in values.items()}
+        self.places = {}
+        for name in values:
+            owner, _, attribute = name.removeprefix(f"{path}.").rpartition(".")
+            self.places[name] = (mixer.get_submodule(owner), attribute)
+
+    def __enter__(self) -> None:
+        self.kept = {name: getattr(*place) for name, place in self.places.items()}
+        for name, (module, attribute) in self.places.items():
+            setattr(module, attribute, self.values[name])
+
+    def __exit__(self, *_: object) -> None:
+        for name, (module, attribute) in self.places.items():
+            setattr(module, attribute, self.kept[name])
+
+    def get(self, name: str) -> torch.Tensor:
+        found: torch.Tensor = getattr(*self.places[name])
+        return found
+
+
 class MixerStep(torch.nn.Module):
     """One token through a mixer, everything that it depends on as an argument."""
 
-    def __init__(self, forward: Callable[..., Any], mixer: torch.nn.Module, call: _Call, plans: list[StatePlan], config: Any):
+    def __init__(self, target: Target, call: _Call, config: Any) -> None:
         super().__init__()
-        self._held = (mixer, forward)  # in a tuple, so that its parameters do not become this module's
-        self.call, self.plans, self.config = call, plans, config
-        self.names = list(tensors_of(mixer))
+        self._held = (target.mixer, target.forward)  # in a tuple, so that its parameters do not become this module's
+        self.call, self.plans, self.path, self.config = call, target.plans, target.path, config
+        self.names = list(tensors_of(target.mixer))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         mixer, forward = self._held
         count, states = len(self.call.sequences), len(self.plans)
         values, held = list(tensors[:count]), tensors[count : count + states]
         layer = self.plans[0].layer
-        cache = StepCache(self.config, layer, {(p.kind, p.index): s for p, s in zip(self.plans, held, strict=True)})
+        pairs = list(zip(self.plans, held, strict=True))
+        cache = StepCache(self.config, layer, {(p.kind, p.index): s for p, s in pairs if not p.attribute})
+        attributes = _Attributes(mixer, self.path, {p.attribute: s for p, s in pairs if p.attribute})
         args, kwargs = self.call.with_values(values, cache)
-        parameters = dict(zip(self.names, tensors[count + states :], strict=True))
-        result = torch.func.functional_call(_Bare(mixer, forward), {f"mixer.{n}": t for n, t in parameters.items()}, args, kwargs)
+        parameters = {f"mixer.{n}": t for n, t in zip(self.names, tensors[count + states :], strict=True)}
+        with attributes:
+            result = torch.func.functional_call(_Bare(mixer, forward), parameters, args, kwargs)
+            new = [attributes.get(p.attribute) if p.attribute else cache.state(p.kind, p.index) for p in self.plans]
         outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        return (*outputs, *(cache.state(p.kind, p.index) for p in self.plans))
+        return (*outputs, *new)
 
 
 class _Bare(torch.nn.Module):
@@ -145,7 +183,9 @@ def tensors_of(mixer: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
 
 
-def install(model: torch.nn.Module, path: str, plans: list[StatePlan], output: MixerOutput, records: dict[str, StepRecord]) -> None:
+def install(
+    model: torch.nn.Module, path: str, plans: tuple[StatePlan, ...], output: MixerOutput, records: dict[str, StepRecord]
+) -> None:
     """Make the module at `path` of this model run token by token. Changes `model` in place."""
     mixer = model.get_submodule(path)
     own_forward = mixer.forward
@@ -155,7 +195,7 @@ def install(model: torch.nn.Module, path: str, plans: list[StatePlan], output: M
         if not isinstance(cache, RetainedCache):
             return own_forward(*args, **kwargs)
         call = _Call.take(own_forward, args, kwargs, cache)
-        step = MixerStep(own_forward, mixer, call, plans, model.config)
+        step = MixerStep(Target(mixer, path, own_forward, plans), call, model.config)
         run = _traced if torch.compiler.is_exporting() else _looped
         outputs, states = run(step, cache, output, records, path)
         for plan, state in zip(plans, states, strict=True):

@@ -32,8 +32,8 @@ class LayerRecord:
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
     indexer: torch.Tensor | None = None
-    touched_by: set[str] = field(default_factory=set)
-    """Paths of the modules that read or wrote recurrent state."""
+    touched_by: dict[int, set[str]] = field(default_factory=dict)
+    """State number → paths of the modules that read or wrote it."""
     attended: bool = False
     """Whether the attention function got the keys as the cache returned them."""
     altered: bool = False
@@ -75,17 +75,17 @@ class WatchedCache(DynamicCache):
         self.record(layer_idx).indexer = indexer_key_states
         return super().update_indexer(indexer_key_states, layer_idx)
 
-    def _touch(self, layer: int) -> None:
+    def _touch(self, layer: int, state: int) -> None:
         if self.stack:
-            self.record(layer).touched_by.add(self.stack[-1])
+            self.record(layer).touched_by.setdefault(state, set()).add(self.stack[-1])
 
-    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._touch(layer_idx)
-        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+    def update_conv_state(self, conv_states: Any, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> torch.Tensor:
+        self._touch(layer_idx, state_idx)
+        return super().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)
 
-    def update_recurrent_state(self, recurrent_states: torch.Tensor, layer_idx: int, *a: Any, **k: Any) -> torch.Tensor:
-        self._touch(layer_idx)
-        return super().update_recurrent_state(recurrent_states, layer_idx, *a, **k)
+    def update_recurrent_state(self, recurrent_states: Any, layer_idx: int, state_idx: int = 0, **k: Any) -> torch.Tensor:
+        self._touch(layer_idx, state_idx)
+        return super().update_recurrent_state(recurrent_states, layer_idx, state_idx, **k)
 
     # the interface that the registered attention and mask functions expect of the current cache
 
@@ -121,8 +121,8 @@ class Observation:
     """Everything that was seen."""
 
     plans: tuple[StatePlan, ...]
-    mixers: dict[int, str]
-    """Layer → path of the module that is run token by token."""
+    mixers: dict[str, tuple[StatePlan, ...]]
+    """Path of a module that is run token by token → the states that it moves."""
     outputs: dict[str, MixerOutput]
     mask_called: bool
     vocab_size: int
@@ -146,18 +146,20 @@ def observe(model: torch.nn.Module, rolling: bool) -> Observation:
     """Run `model` (its seams installed) on three tokens, then one, and say what it keeps."""
     cache = WatchedCache(model.config)
     outputs: dict[str, MixerOutput] = {}
-    tables = WatchedLookups()
+    tables, attributes = WatchedLookups(), WatchedAttributes()
     result: Any = None
     with torch.no_grad(), installed(), lookups(tables), _watching(model, cache, outputs):
         for start, length in CALLS:
             cache.place(torch.arange(start, start + length)[None].expand(2, -1))
             tables.begin()
+            attributes.note(model)
             result = _call(model, _tokens(model, length), cache)
+    attributes.note(model)
     _collect_linear_states(cache)
-    if not cache.records:
+    if not cache.records and not attributes.changed:
         raise UnsupportedModelError(f"{type(model).__name__} kept nothing in transformers' cache.")
-    mixers = {i: _common_path(r.touched_by) for i, r in cache.records.items() if r.conv or r.recurrent}
-    return Observation(_plans(cache, rolling), mixers, outputs, bool(cache.mask_rules), result.logits.shape[-1], tables.offsets(CALLS))
+    plans = _plans(cache, rolling) + attributes.plans(model)
+    return Observation(plans, _mixers(cache, plans), outputs, bool(cache.mask_rules), result.logits.shape[-1], tables.offsets(CALLS))
 
 
 def _tokens(model: torch.nn.Module, length: int) -> torch.Tensor:
@@ -203,6 +205,54 @@ def _watching(model: torch.nn.Module, cache: WatchedCache, outputs: dict[str, Mi
             handle.remove()
 
 
+class WatchedAttributes:
+    """Tensors that modules keep as plain attributes: those that change from call to call are state."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, torch.Tensor] = {}
+        self.changed: dict[str, torch.Tensor] = {}
+
+    def note(self, model: torch.nn.Module) -> None:
+        """Look at all attributes, before the first call and after each."""
+        now = {
+            f"{path}.{name}": value
+            for path, module in model.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, torch.Tensor)
+        }
+        known = {path: value for path, value in now.items() if path in self.before}
+        self.changed = {path: value for path, value in known.items() if value is not self.before[path]}
+        self.before = now
+
+    def plans(self, model: torch.nn.Module) -> tuple[StatePlan, ...]:
+        """A plan for each; the layer is the first number in its path."""
+        found: list[StatePlan] = []
+        for path, value in self.changed.items():
+            layer = int(next((part for part in path.split(".") if part.isdigit()), 0))
+            index = sum(plan.layer == layer for plan in found)
+            shape = tuple(value.shape[1:])
+            found.append(StatePlan("recurrent", layer, shape, value.dtype, index, attribute=path))
+        return tuple(found)
+
+
+def _mixers(cache: WatchedCache, plans: tuple[StatePlan, ...]) -> dict[str, tuple[StatePlan, ...]]:
+    """Each state belongs to the innermost module around everything that touches it; nested ones become one."""
+    owners: dict[str, list[StatePlan]] = {}
+    for plan in plans:
+        if plan.attribute:
+            path = plan.attribute.rpartition(".")[0]
+        elif plan.kind in ("conv", "recurrent"):
+            path = _common_path(cache.records[plan.layer].touched_by[plan.index])
+        else:
+            continue
+        owners.setdefault(path, []).append(plan)
+    for inner in sorted(owners, key=len, reverse=True):
+        outer = next((path for path in owners if path != inner and inner.startswith(f"{path}.")), None)
+        if outer is not None:
+            owners[outer] += owners.pop(inner)
+    return {path: tuple(found) for path, found in owners.items()}
+
+
 def _collect_linear_states(cache: WatchedCache) -> None:
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
@@ -238,7 +288,7 @@ def _layer_plans(layer: int, record: LayerRecord, mixed: bool) -> Iterator[State
     for kind, tensor in (("key", record.key), ("value", record.value)):
         if tensor is not None:
             shape = (tensor.shape[1], None, tensor.shape[3])
-            yield StatePlan(kind, layer, shape, tensor.dtype, 0, rule, rolls, direct)
+            yield StatePlan(kind, layer, shape, tensor.dtype, rule=rule, rolling=rolls, direct=direct)
     if record.indexer is not None:
         yield StatePlan("indexer", layer, (1, None, record.indexer.shape[-1]), record.indexer.dtype, direct=False)
     for kind, states in (("conv", record.conv), ("recurrent", record.recurrent)):

@@ -43,7 +43,7 @@ class RetainedModule(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         cache = RetainedCache(self.plans, states, position_ids, batch_index, self._context(states))
         tables = RetainedLookups(self.position_lookups, position_ids)
-        with cache.running(), installed(), lookups(tables), _LastRowOnly(self.model, position_ids) as selection:
+        with cache.running(), installed(), lookups(tables), LastRowOnly(self.model, position_ids) as selection:
             output = self.model(**self._arguments(input_ids, cache))
             new_states = cache.next_states()
         logits = output.logits
@@ -88,7 +88,7 @@ class RetainedModule(torch.nn.Module):
         return torch.where(seen, torch.zeros((), dtype=dtype), lowest)
 
 
-class _LastRowOnly:
+class LastRowOnly:
     """While active, the output embedding sees the last token only: a vocabulary-wide row for each token is wasted."""
 
     def __init__(self, model: Any, position_ids: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ class _LastRowOnly:
         self.done = True
         return (last_row(hidden, self.position_ids), *args[1:])
 
-    def __enter__(self) -> _LastRowOnly:
+    def __enter__(self) -> LastRowOnly:
         self.handle = self.head.register_forward_pre_hook(self._select) if self.head is not None else None
         return self
 

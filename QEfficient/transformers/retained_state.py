@@ -43,6 +43,8 @@ class StatePlan:
     dtype: torch.dtype
     index: int = 0
     """Which of several states of this kind the layer has."""
+    attribute: str = ""
+    """Where a module keeps the state itself: the attribute's path from the model."""
     rule: MaskRule = field(default_factory=MaskRule)
     rolling: bool = False
     direct: bool = True
@@ -61,6 +63,7 @@ class StatePlan:
 class _Layer:
     """What models ask of `cache.layers[i]`."""
 
+    keys = values = torch.empty(0)
     is_sliding = False
     is_initialized = True
     is_compileable = True

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
+from QEfficient.errors import UnsupportedModelError
 from QEfficient.transformers import attention, mixers
+from QEfficient.transformers.families import adapt
 from QEfficient.transformers.observe import observe
+from QEfficient.transformers.replay import ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
+
+logger = logging.getLogger(__name__)
+
+REHEARSED_CONTEXT = 16
 
 EXPERTS = "batched_mm"
 """transformers' experts function that gathers weights per token: no data-dependent shape, so it can be traced."""
@@ -24,20 +32,45 @@ def install_seams(model: torch.nn.Module) -> None:
             config._experts_implementation_internal = EXPERTS
 
 
-def retain(model: Any, rolling: bool = True) -> RetainedModule:
+def retain(model: Any, rolling: bool = True) -> RetainedModule | ReplayModule:
     """The retained module of `model`, which is changed in place: attention, masks, cache and experts go through us."""
     model.eval()
     install_seams(model)
+    adapt(model)
+    try:
+        retained = _retained(model, rolling)
+        _rehearse(retained)
+    except Exception as error:  # whatever a model may trip over; what it was is kept and said
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        logger.warning("%s computes its whole context again at each step: %s", type(model).__name__, reason)
+        return ReplayModule(model, reason)
+    return retained
+
+
+def _retained(model: Any, rolling: bool) -> RetainedModule:
     seen = observe(model, rolling)
     retained = RetainedModule(model, seen.plans, explicit_mask=not seen.mask_called)
     retained.vocab_size, retained.position_lookups = seen.vocab_size, seen.position_lookups
-    for layer, path in seen.mixers.items():
-        plans = [p for p in seen.plans if p.layer == layer and p.kind in ("conv", "recurrent")]
+    for path, plans in seen.mixers.items():
         mixers.install(model, path, plans, seen.outputs[path], retained.steps)
     return retained
 
 
-def weight_aliases(retained: RetainedModule) -> dict[str, tuple[str, ...]]:
+def _rehearse(retained: RetainedModule) -> None:
+    """Run the module once on a few tokens: what does not run here would not trace either."""
+    states = []
+    for plan in retained.plans:
+        shape = [2, *((plan.window or REHEARSED_CONTEXT) if size is None else size for size in plan.shape)]
+        states.append(torch.zeros(shape, dtype=plan.dtype))
+    for start, length in ((0, 3), (3, 1)):
+        positions = torch.arange(start, start + length)[None].expand(2, -1)
+        with torch.no_grad():
+            logits, *states = retained(torch.full((2, length), 3), positions, None, states)
+        if tuple(logits.shape) != (2, 1, retained.vocab_size):
+            raise UnsupportedModelError(f"its logits have the shape {list(logits.shape)}")
+
+
+def weight_aliases(retained: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     """Name of a parameter or buffer in the model → its names in the retained module; tied ones have several."""
     groups: dict[int, list[str]] = {}
     tensors = {**dict(retained.named_parameters(remove_duplicate=False)), **dict(retained.named_buffers())}

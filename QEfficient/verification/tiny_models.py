@@ -11,18 +11,18 @@ import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers import PretrainedConfig as PreTrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .tiny_overrides import OVERRIDES, TUNED
+from .tiny_overrides import GAINS, OVERRIDES, SEEDS
 
+T = TypeVar("T")
 VOCAB = 256
 PROMPT_LENGTHS = (5, 11, 19)
 GAIN = 2.0  # of matrices: attention takes sides, and layers outweigh the embedding they add to
@@ -37,14 +37,41 @@ SIZES: dict[str, int] = {
     "moe_intermediate_size": 48,
     # widths that go by another name
     **dict.fromkeys(
-        ["encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "ffn_hidden_size", "dff", "dim_ff", "feed_forward_size",
-         "d_inner", "mlp_dim", "dense_intermediate_size", "intermediate_size_mlp"], 112),
+        [
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "ffn_dim",
+            "ffn_hidden_size",
+            "dff",
+            "dim_ff",
+            "feed_forward_size",
+            "d_inner",
+            "mlp_dim",
+            "dense_intermediate_size",
+            "intermediate_size_mlp",
+        ],
+        112,
+    ),
     **dict.fromkeys(
-        ["shared_intermediate_size", "shared_expert_intermediate_size", "shared_experts_intermediate_size",
-         "moe_shared_expert_intermediate_size"], 80),
+        [
+            "shared_intermediate_size",
+            "shared_expert_intermediate_size",
+            "shared_experts_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+        ],
+        80,
+    ),
     **dict.fromkeys(
-        ["encoder_attention_heads", "decoder_attention_heads", "num_encoder_attention_heads",
-         "num_decoder_attention_heads", "num_heads", "swa_num_attention_heads"], 4),
+        [
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "num_encoder_attention_heads",
+            "num_decoder_attention_heads",
+            "num_heads",
+            "swa_num_attention_heads",
+        ],
+        4,
+    ),
     "swa_num_key_value_heads": 2,
     "d_head": 16,
     "dim_head": 16,
@@ -117,10 +144,9 @@ LAYER_COUNTS = (
     "num_encoder_layers",
     "num_decoder_layers",
 )
+FLAGS = {"is_decoder": True, "use_mamba_kernels": False}  # kernels that need a GPU
 PLACEHOLDER = ("token_id", "token_index")
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
 QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?norm$")
 
 
@@ -138,7 +164,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 def tiny_model(model_type: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A small random model of `model_type` in eval mode with eager attention; a function of `seed` alone."""
     config = tiny_config(model_type)
-    offset, gain = TUNED.get(model_type, (0, GAIN))
+    offset, gain = _tuned(SEEDS, model_type, 0), _tuned(GAINS, model_type, GAIN)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + offset)
         model = _build(model_type, config, torch.float32)
@@ -158,7 +184,7 @@ def prompts(model: PreTrainedModel) -> list[list[int]]:
     order = torch.randperm(len(ids), generator=generator).tolist()
     chosen = [ids[i] for i in order]
     starts = [sum(PROMPT_LENGTHS[:i]) for i in range(len(PROMPT_LENGTHS))]
-    return [chosen[s : s + n] for s, n in zip(starts, PROMPT_LENGTHS)]
+    return [chosen[s : s + n] for s, n in zip(starts, PROMPT_LENGTHS, strict=True)]
 
 
 # ---- configs
@@ -189,7 +215,7 @@ def _shrunk(cls: type, default: PreTrainedConfig | None, overrides: dict[str, An
 def _default(cls: type, overrides: dict[str, Any]) -> PreTrainedConfig:
     try:
         return cls()
-    except Exception:
+    except Exception:  # of whatever kind its validation raises: the defaults alone are not valid
         return cls(**overrides)
 
 
@@ -207,7 +233,7 @@ def _names(cls: type) -> dict[str, str]:
     """Names that the config's constructor takes, each with its common name."""
     common = {own: name for name, own in getattr(cls, "attribute_map", {}).items()}
     fields = getattr(cls, "__dataclass_fields__", None)
-    names = list(fields) if fields else list(inspect.signature(cls.__init__).parameters)[1:]
+    names = list(fields) if fields else list(inspect.signature(cls).parameters)
     return {name: name if name in SIZES or name in LAYER_COUNTS else common.get(name, name) for name in names}
 
 
@@ -217,8 +243,8 @@ def _small_value(cls: type, name: str, common: str, value: Any, default: PreTrai
         return 0.0 if isinstance(value, float) else value
     if common in SPECIAL:
         return None if _optional(cls, name) else SPECIAL.index(common)
-    if common == "is_decoder":
-        return True
+    if common in FLAGS:
+        return FLAGS[common]
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if common.endswith(PLACEHOLDER) and value >= VOCAB:
@@ -265,7 +291,7 @@ RULES: dict[str, Callable[[PreTrainedConfig, int], int]] = {
     "num_key_value_heads": _key_value_heads,
     "query_pre_attn_scalar": _query_scalar,
     "rotary_dim": _rotary,
-    **{name: _experts for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")},
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), _experts),
 }
 
 
@@ -278,7 +304,8 @@ def _layers(default: PreTrainedConfig, names: dict[str, str]) -> dict[str, Any]:
     lists = {}
     for name in names:
         value = _get(default, name)
-        if isinstance(value, (list, tuple)) and len(value) == count:
+        # A list of many values is of numbers of layers rather than of kinds.
+        if isinstance(value, (list, tuple)) and len(value) == count and len({str(item) for item in value}) <= 4:
             lists[name] = value
     kept = _cover(count, list(lists.values()))
     new: dict[str, Any] = {name: len(kept) for name in counts}
@@ -291,8 +318,9 @@ def _cover(count: int, lists: list[Any]) -> list[int]:
     missing = {(n, str(v)) for n, values in enumerate(lists) for v in values}
     kept: list[int] = []
     while missing or len(kept) < min(2, count):
-        gains = [len({(n, str(v[i])) for n, v in enumerate(lists)} & missing) if i not in kept else -1
-                 for i in range(count)]
+        gains = [
+            len({(n, str(v[i])) for n, v in enumerate(lists)} & missing) if i not in kept else -1 for i in range(count)
+        ]
         best = gains.index(max(gains))
         kept.append(best)
         missing -= {(n, str(v[best])) for n, v in enumerate(lists)}
@@ -323,6 +351,10 @@ def _build(model_type: str, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
         if type(getattr(config, name)) is model_class.config_class:
             return model_class._from_config(getattr(config, name), **options)
     return AutoModelForCausalLM.from_config(config, **options)
+
+
+def _tuned(table: dict[T, str], model_type: str, usual: T) -> T:
+    return next((value for value, types in table.items() if model_type in types.split()), usual)
 
 
 @torch.no_grad()
@@ -367,8 +399,8 @@ def _draw_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
     if name.endswith(("bias", "biases", "_scalar")) and buffer.dim() == 1 and buffer.is_floating_point():
         buffer.add_(torch.randn(buffer.shape) * 0.1)
     elif name == "tid2eid":
-        experts = torch.rand(len(buffer), int(module.num_experts)).argsort(1)
-        buffer.copy_(experts[:, : buffer.shape[1]])
+        count: Any = module.num_experts
+        buffer.copy_(torch.rand(len(buffer), count).argsort(1)[:, : buffer.shape[1]])
 
 
 def _rows(shape: torch.Size) -> torch.Tensor:

@@ -1,0 +1,249 @@
+"""The parser that reads both spellings and forwards device options, and the options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from QEfficient.errors import OptionError
+from QEfficient.specs import DTYPES
+
+MISSPELT = 0.75
+"""How alike (0 to 1) an unknown flag and a known one must be to be taken for the same."""
+SWITCH = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
+
+
+class UsageError(Exception):
+    """The command line cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes `--ctx_len` for `--ctx-len`, and says what was probably meant by a flag that it does not know."""
+
+    takes_device_options = False
+    """Whether unknown `--key value` pairs are for the device."""
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        known, unknown = self._split([_one_spelling(word) for word in words])
+        arguments = self.parse_args(known)
+        arguments.device_options = unknown
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')}. `{self.prog} --help` lists the flags.")
+
+    def _split(self, words: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """Words that argparse knows, and device options. Before argparse: it would take their values for a model."""
+        known: list[str] = []
+        options: dict[str, Any] = {}
+        while words:
+            word = words.pop(0)
+            flag, equals, value = word.partition("=")
+            if word == "--":
+                return [*known, word, *words], options
+            if not _is_flag(word) or flag in self._option_string_actions:
+                known.append(word)
+                continue
+            kind = self._kind(flag)
+            following = value if equals else words.pop(0) if words and _is_value(words[0], kind) else None
+            options[_option_name(flag)] = _converted(flag, kind, following)
+        return known, options
+
+    def _kind(self, flag: str) -> type | None:
+        """The type of a device option; None if only the device can tell. Refuses what looks like a misspelt flag."""
+        kinds = _device_options() if self.takes_device_options else {}
+        if _option_name(flag) in kinds:
+            return kinds[_option_name(flag)]
+        flags = [*self._option_string_actions, *("--" + name.replace("_", "-") for name in kinds)]
+        meant = _meant(flag, [known for known in flags if known.startswith("--")])
+        if meant or not self.takes_device_options:
+            suggestion = f". Did you mean {meant}?" if meant else "."
+            raise UsageError(f"{self.prog} does not know the flag {flag}{suggestion}")
+        return None
+
+
+class NotYet(argparse.Action):
+    """A flag of Qualcomm's library that this release refuses."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, nargs: str = "?") -> None:
+        super().__init__(option_strings, dest, nargs=nargs, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
+        raise OptionError(f"{option_string} is not supported by this release.")
+
+
+def _one_spelling(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if _is_flag(word) else word
+
+
+def _is_flag(word: str) -> bool:
+    return re.match(r"--[A-Za-z][\w-]*(=|$)", word) is not None
+
+
+def _is_value(word: str, kind: type | None) -> bool:
+    """Whether a word after an option belongs to it: after a switch only a yes or no."""
+    if kind is bool:
+        return word.lower() in SWITCH
+    return not word.startswith("-") or re.match(r"-[\d.]", word) is not None
+
+
+def _option_name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _device_options() -> Mapping[str, type]:
+    from QEfficient.devices import FOREIGN_OPTIONS, device_class, device_names
+
+    own = {name: kind for device in device_names() for name, kind in device_class(device).options.items()}
+    return {**FOREIGN_OPTIONS, **own}
+
+
+def _meant(flag: str, known: Sequence[str]) -> str | None:
+    longer = [k for k in known if k.startswith(flag + "-") or flag.startswith(k + "-")]
+    names = {k.removeprefix("--"): k for k in known}
+    close = difflib.get_close_matches(flag.removeprefix("--"), names, n=1, cutoff=MISSPELT)
+    return names[close[0]] if close else longer[0] if longer else None
+
+
+def _converted(flag: str, kind: type | None, value: str | None) -> Any:
+    """The value of a device option: of the type that the option has, or of the type that it looks like."""
+    if value is None:
+        if kind in (int, str):
+            raise UsageError(f"{flag} needs a value.")
+        return True
+    if kind is bool or (kind is None and value.lower() in ("true", "false")):
+        return switch(value)
+    if kind is int or (kind is None and re.fullmatch(r"-?\d+", value)):
+        try:
+            return int(value)
+        except ValueError:
+            raise UsageError(f"{flag} takes a whole number, not '{value}'.") from None
+    return value
+
+
+def switch(text: str) -> bool:
+    """A yes or no."""
+    if text.lower() not in SWITCH:
+        raise argparse.ArgumentTypeError(f"true or false is expected, not '{text}'")
+    return SWITCH[text.lower()]
+
+
+def device_group(text: str) -> list[int]:
+    """`[0,1]` or `0,1`."""
+    try:
+        found = ast.literal_eval(text if text.startswith("[") else f"[{text}]")
+    except (ValueError, SyntaxError):
+        found = None
+    if not isinstance(found, list) or not all(type(item) is int for item in found):
+        raise argparse.ArgumentTypeError(f"a list of numbers such as [0,1] is expected, not '{text}'")
+    return found
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    group.add_argument("-v", "--verbose", action="store_true", help="log what is done, on stderr")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where its files come from."""
+    group = parser.add_argument_group("model")
+    group.add_argument("model", metavar="MODEL", nargs="?", help="hub name or local folder; default: demo")
+    group.add_argument("--model-name", "--model", metavar="MODEL", help="the same as a flag")
+    add_source(group)
+    group.add_argument("--dtype", choices=[*DTYPES, "auto"], help="type of the weights in the program; default float32")
+
+
+def add_source(group: Any) -> None:
+    group.add_argument("--local-model-dir", metavar="DIR", help="a folder with the model's files")
+    group.add_argument("--cache-dir", metavar="DIR", help="where downloads from the hub are kept")
+    group.add_argument("--hf-token", metavar="TOKEN", help="token for gated and private models")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """What shapes the graph."""
+    group = parser.add_argument_group("graph")
+    group.add_argument("--use-onnx-subfunctions", action="store_true", help="one ONNX function per kind of layer")
+    group.add_argument("--retain-full-kv", action="store_true", help="windowed layers keep the whole context")
+    group.add_argument("--kv-cache-prefix", metavar="NAME", help="mark the names of keys and values: past_key.0_NAME")
+    group.add_argument("--dynamo", action="store_true", help=argparse.SUPPRESS)  # the only way there is here
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Defaults of a command; None: it finds its own."""
+
+    ctx_len: int | None = 128
+    prefill_seq_len: int | None = 32
+    batch_size: int | None = 1
+
+
+USUAL = Geometry()
+
+
+def add_geometry(parser: Parser, defaults: Geometry = USUAL) -> None:
+    """What the program is compiled for."""
+    group = parser.add_argument_group("geometry")
+    for flags, name, meaning in (
+        (("--ctx-len",), "ctx_len", "most tokens of a sequence"),
+        (("--prompt-len", "--prefill-seq-len"), "prefill_seq_len", "tokens of a prompt that run at once"),
+        (("--batch-size",), "batch_size", "sequences that run together"),
+    ):
+        default = getattr(defaults, name)
+        said = meaning if default is None else f"{meaning}; default {default}"
+        group.add_argument(*flags, type=int, dest=name, metavar="N", help=said)
+    parser.set_defaults(ctx_len=defaults.ctx_len, batch_size=defaults.batch_size)  # a chunk must fit what is given
+    group.add_argument("--full-batch-size", type=int, metavar="N", help="continuous batching: how many decode together")
+    group.add_argument("--kv-cache-batch-size", type=int, metavar="N", help="continuous batching: places in the cache")
+    for later in ("--comp-ctx-lengths-prefill", "--comp-ctx-lengths-decode", "--ccl-enabled"):
+        group.add_argument(later, action=NotYet)
+
+
+def add_device(parser: Parser) -> None:
+    """Which device, and its options; flags that no command knows go to the device too."""
+    parser.takes_device_options = True
+    group = parser.add_argument_group("device", "other --key value pairs go to the device too: --num-threads 4")
+    group.add_argument(
+        "--device", metavar="NAME", help="default: the environment's QEFF_DEVICE, else the best one here"
+    )
+    group.add_argument("--device-group", type=device_group, metavar="[0,1]", help="cards by number")
+    group.add_argument("--num-cores", type=int, metavar="N", help="cores of a card")
+    group.add_argument("--mxfp6-matmul", "--mxfp6", action="store_true", help="MXFP6 weights on a card")
+    group.add_argument("--mxint8-kv-cache", "--mxint8", action="store_true", help="MXINT8 cache on a card")
+    group.add_argument("--mos", type=int, metavar="N", help="effort to keep data on a card's chip")
+    group.add_argument("--aic-enable-depth-first", action="store_true", help="depth-first order on a card")
+    group.add_argument("--allow-mxint8-mdp-io", action="store_true", help="MXINT8 between cards")
+    group.add_argument("--enable-qnn", nargs="?", const=True, metavar="CONFIG", help="compile for a card with QNN")
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """What is continued, and how far."""
+    group = parser.add_argument_group("prompts")
+    group.add_argument("--prompt", metavar="TEXT", help="several are separated by |")
+    group.add_argument("--prompts-txt-file-path", metavar="FILE", help="a prompt per line; goes before --prompt")
+    group.add_argument("--generation-len", "--max-new-tokens", type=int, metavar="N", help="most new tokens per prompt")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How the next token is chosen."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token")
+    group.add_argument("--top-k", type=int, default=0, metavar="N", help="choose among the N likeliest")
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="X", help="… among the likeliest that together have X"
+    )
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="X", help="… among those X times as likely as the first"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="for the same choices again")
+    for ignored in ("--iteration", "--automation"):
+        group.add_argument(ignored, nargs="?", help=argparse.SUPPRESS)
+    for later in ("--image-path", "--image-url", "--img-size"):
+        group.add_argument(later, action=NotYet)

@@ -1,0 +1,158 @@
+"""Prompts in, texts out: what `infer` and `execute` do with a compiled program."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from QEfficient.artifacts import ArtifactStore
+from QEfficient.cloud._presentation import StageClock, note, table
+from QEfficient.cloud._tokenizers import saved_tokenizer
+from QEfficient.devices import get_device
+from QEfficient.devices.slotted import slotted_limits
+from QEfficient.errors import ModelError, OptionError, PromptError
+from QEfficient.generation.engine import Engine
+from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
+from QEfficient.generation.request import Request, RequestOutput, output_of
+from QEfficient.generation.scheduler import Scheduler
+from QEfficient.generation.text import TextGenerator
+from QEfficient.program import CompiledProgram
+from QEfficient.specs import CompileSpec, SamplingParams
+
+
+def read_prompts(arguments: argparse.Namespace, default: str | None = None) -> list[str]:
+    """The prompts of the file, else those of the flag, else the default."""
+    if arguments.prompts_txt_file_path:
+        prompts = _lines(Path(arguments.prompts_txt_file_path))
+    else:
+        prompts = [text.strip() for text in (arguments.prompt or "").split("|") if text.strip()]
+    if not prompts and arguments.prompt is None and default is not None:
+        note(f'no prompt given: using "{default}"')
+        return [default]
+    if not prompts:
+        raise PromptError("there is no prompt: give --prompt TEXT or --prompts-txt-file-path FILE.")
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise OptionError(f"the prompts in {path} cannot be read: {reason}.") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise PromptError(f"the file {path} holds no prompt: a prompt per line is expected.")
+    return prompts
+
+
+def sampling(arguments: argparse.Namespace, default_length: int | None = None) -> SamplingParams:
+    length = default_length if arguments.generation_len is None else arguments.generation_len
+    return SamplingParams(
+        max_new_tokens=length,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+    )
+
+
+def check_prompts(tokenizer: Any, prompts: Sequence[str], spec: CompileSpec) -> None:
+    """Refuse prompts that a program of this geometry will refuse."""
+    scheduler = Scheduler(slotted_limits(spec))
+    for prompt in prompts:
+        scheduler.check(Request(tuple(tokenizer(prompt)["input_ids"])))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be generated."""
+
+    prompts: Sequence[str]
+    params: SamplingParams
+    as_json: bool
+
+
+def open_tokenizer(compiled: CompiledProgram) -> Any:
+    """The tokenizer that was exported with the program."""
+    if not compiled.program.has_tokenizer:
+        raise ModelError(f"{compiled.program.folder} holds no tokenizer. Name a model that has it with --model-name.")
+    return saved_tokenizer(compiled.program.folder / "tokenizer")
+
+
+def generate(compiled: CompiledProgram, tokenizer: Any, task: Task, clock: StageClock) -> dict[str, Any]:
+    """Run the prompts, print texts and figures unless JSON was asked for; return the record of all of it."""
+    if compiled.program.model.task != "causal-lm":
+        raise OptionError(f"{compiled.folder} computes {compiled.program.model.task}; it does not generate text.")
+    ArtifactStore().open(compiled.program.folder)
+    check_prompts(tokenizer, task.prompts, compiled.spec)
+    clock("load the program")
+    with get_device(compiled.device).load(compiled) as session:
+        text = TextGenerator(Engine(session), tokenizer, compiled.program.model.eos_token_ids)
+        clock.stop()
+        outputs = _run(text, task, clock)
+    info = exec_info(
+        outputs,
+        compiled.spec.batch_size,
+        compiled.spec.continuous_batching,
+        compiled.program.model.pad_token_id or 0,
+    )
+    if not task.as_json:
+        _print(outputs, task, info)
+    return _record(outputs, task, info)
+
+
+def _run(text: TextGenerator, task: Task, clock: StageClock) -> list[RequestOutput]:
+    requests = [text.request(text.encode(prompt), task.params) for prompt in task.prompts]
+    streams = len(requests) == 1 and not task.as_json
+    if not streams:
+        clock("generate")
+    else:
+        print(task.prompts[0], end="")
+    texts = dict.fromkeys(requests, "")
+    for event in text.stream(requests):
+        texts[event.request] += event.text
+        if streams:
+            print(event.text, end="", flush=True)
+    clock.stop()
+    return [output_of(request, text) for request, text in texts.items()]
+
+
+def _print(outputs: Sequence[RequestOutput], task: Task, info: CloudAI100ExecInfo) -> None:
+    if len(outputs) == 1:
+        print()  # the text was printed as it came
+    else:
+        rows = [
+            (prompt, output.text, len(output.generated_ids), output.finish_reason)
+            for prompt, output in zip(task.prompts, outputs, strict=True)
+        ]
+        table(("prompt", "text", "tokens", "ended by"), rows)
+    print(f"\n{info!r}")
+    sys.stdout.flush()
+
+
+def _record(outputs: Sequence[RequestOutput], task: Task, info: CloudAI100ExecInfo) -> dict[str, Any]:
+    metrics = info.perf_metrics
+    return {
+        "outputs": [
+            {
+                "prompt": prompt,
+                "text": output.text,
+                "prompt_tokens": len(output.prompt_ids),
+                "generated_ids": list(output.generated_ids),
+                "finish_reason": output.finish_reason,
+            }
+            for prompt, output in zip(task.prompts, outputs, strict=True)
+        ],
+        "metrics": {
+            "prefill_seconds": metrics.prefill_time,
+            "decode_tokens_per_second": metrics.decode_perf * info.batch_size,
+            "total_tokens_per_second": metrics.total_perf * info.batch_size,
+            "total_seconds": metrics.total_time,
+        },
+    }

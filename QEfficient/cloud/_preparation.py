@@ -1,0 +1,169 @@
+"""From arguments to an exported or compiled program: everything is checked first, then the libraries are loaded."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from QEfficient.artifacts import ArtifactStore
+from QEfficient.cloud._arguments import USUAL, UsageError
+from QEfficient.cloud._logging import quieten_libraries
+from QEfficient.cloud._presentation import StageClock, note
+from QEfficient.cloud._requests import Requests
+from QEfficient.demo import DEMO_NAME
+from QEfficient.devices import Device, get_device
+from QEfficient.errors import ArtifactError, UnsupportedModelError
+from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled, load_exported
+from QEfficient.specs import CompileSpec, ExportSpec
+
+logger = logging.getLogger(__name__)
+
+CARD_OPTIONS = (
+    "num_cores", "mxfp6_matmul", "mxint8_kv_cache", "mos", "aic_enable_depth_first", "allow_mxint8_mdp_io",
+)  # fmt: skip
+
+
+def model_name(arguments: argparse.Namespace) -> str:
+    """The model that the arguments name; the demo if they name none."""
+    if arguments.model and arguments.model_name and arguments.model != arguments.model_name:
+        raise UsageError(f"two models are named: {arguments.model} and {arguments.model_name}. Give one of them.")
+    name: str | None = arguments.local_model_dir or arguments.model_name or arguments.model
+    if name is None:
+        note("no model named: using the built-in demo model")
+    return name or DEMO_NAME
+
+
+def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
+    """The geometry and the device's options, validated."""
+    chunk, usual = arguments.prefill_seq_len, USUAL.prefill_seq_len or 1
+    return CompileSpec(
+        arguments.batch_size,
+        min(usual, max(arguments.ctx_len, 1)) if chunk is None else chunk,
+        arguments.ctx_len,
+        arguments.full_batch_size,
+        arguments.kv_cache_batch_size,
+        device_options(arguments),
+    )
+
+
+def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the device is told: its flags, and those that no command knows."""
+    options = {name: getattr(arguments, name) for name in CARD_OPTIONS}
+    if arguments.device_group:
+        options["num_devices"] = len(arguments.device_group)
+    if arguments.enable_qnn:
+        options["enable_qnn"] = True
+        options["qnn_config"] = arguments.enable_qnn if isinstance(arguments.enable_qnn, str) else None
+    forwarded: dict[str, Any] = arguments.device_options
+    return {name: value for name, value in options.items() if value not in (None, False)} | forwarded
+
+
+def given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the options that were given, by name."""
+    return {name: value for name in names if (value := getattr(arguments, name, None)) not in (None, False)}
+
+
+def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a model is opened with. Without an explicit no, transformers would ask for consent on the terminal."""
+    return {**given(arguments, ("cache_dir", "hf_token", "dtype")), "trust_remote_code": arguments.trust_remote_code}
+
+
+def tokenizer_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a tokenizer is loaded with, in transformers' words."""
+    options = {**given(arguments, ("cache_dir",)), "trust_remote_code": arguments.trust_remote_code}
+    return {**options, "token": arguments.hf_token} if arguments.hf_token else options
+
+
+class Preparation:
+    """One model on its way to a program."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, clock: StageClock) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._clock = clock
+        self._store = ArtifactStore()
+        self._source = source_options(arguments)
+        self._graph = given(arguments, ("use_onnx_subfunctions", "retain_full_kv", "kv_cache_prefix"))
+        self._batching = bool(arguments.full_batch_size or getattr(arguments, "continuous_batching", False))
+        ExportSpec(kv_cache_prefix=arguments.kv_cache_prefix)  # refuses a prefix that cannot be one
+
+    def exported(self) -> ExportedProgram:
+        """The exported program."""
+        requests = self._requests(export_dir=self._arguments.export_dir)
+        folder = requests.find("exported")
+        if folder is None:
+            model = self._open()
+            folder = Path(model.export(self._arguments.export_dir, **self._graph)).parent
+            requests.keep("exported", folder)
+        self._clock.stop()
+        return load_exported(folder)
+
+    def compiled(self, check: Callable[[CompileSpec], None] = lambda spec: None) -> CompiledProgram:
+        """The compiled program. `check` is called with its geometry before the long work begins."""
+        device, spec = get_device(self._arguments.device), compile_spec(self._arguments)
+        device.own_options(spec.device_options)
+        requests = self._requests(spec=spec, device=device.name, compile_dir=self._arguments.compile_dir)
+        folder = requests.find("compiled")
+        if folder is None or not self._store.is_complete(load_compiled(folder).program.folder):
+            model = self._open()
+            check(spec)
+            folder = self._compile(model, device, spec)
+            requests.keep("compiled", folder)
+        self._clock.stop()
+        return load_compiled(folder)
+
+    def _compile(self, model: Any, device: Device, spec: CompileSpec) -> Path:
+        model.export(**self._graph)
+        folder: Path = model.compile(
+            compile_dir=self._arguments.compile_dir,
+            prefill_seq_len=spec.prefill_seq_len,
+            ctx_len=spec.ctx_len,
+            batch_size=spec.batch_size,
+            full_batch_size=spec.full_batch_size,
+            kv_cache_batch_size=spec.kv_cache_batch_size,
+            device=device.name,
+            **spec.device_options,
+        )
+        return folder
+
+    def _requests(self, **more: Any) -> Requests:
+        options = {**self._source, **self._graph, "continuous_batching": self._batching, **more}
+        return Requests(self._store, self.name, options)
+
+    def _open(self) -> Any:
+        """The auto-class over the model's files."""
+        self._clock("load libraries")
+        from QEfficient.transformers.models.modeling_auto import QEFFAutoModelForCausalLM
+
+        quieten_libraries(self._arguments.verbose)
+        self._clock("open the model", shown=False)  # downloads have bars of their own
+        try:
+            model = QEFFAutoModelForCausalLM.from_pretrained(self.name, self._batching, **self._source)
+        except TypeError as error:  # what Qualcomm's library raises for another kind of model
+            if "causal language model" not in str(error):
+                raise
+            raise UnsupportedModelError(str(error)) from None
+        model.progress = self._clock
+        self._clock("look for the program")
+        return model
+
+
+def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
+    """A program compiled from its exported folder, without its model."""
+    device, spec = get_device(arguments.device), compile_spec(arguments)
+    device.own_options(spec.device_options)
+    path, store = Path(arguments.onnx_path).expanduser(), ArtifactStore()
+    if not path.exists():
+        raise ArtifactError(f"there is no file {path}. `qefficient export` prints the path of the file that it wrote.")
+    program = load_exported(path if path.is_dir() else path.parent)
+    store.open(program.folder)
+    clock("load libraries")
+    from QEfficient.transformers.models.stages import compile_program
+
+    clock("compile")
+    compiled = compile_program(program, spec, device, store, arguments.compile_dir)
+    clock.stop()
+    return compiled

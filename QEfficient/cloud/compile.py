@@ -1,0 +1,62 @@
+"""`qefficient compile`: a program becomes ready for one device and one geometry."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from QEfficient.cloud._arguments import Parser, UsageError, add_device, add_export, add_geometry, add_model
+
+HELP = "Compile a model, or a program that was exported before, for a device; print the folder."
+EXAMPLES = """\
+  qefficient compile --ctx-len 1024                  the built-in demo model
+  qefficient compile ./checkpoint --ctx-len 4096 --full-batch-size 4 --device reference
+  qefficient compile --onnx-path ./program-1234/LlamaForCausalLM.onnx --prompt-len 64"""
+
+
+def add_arguments(parser: Parser) -> None:
+    add_model(parser)
+    add_export(parser)
+    add_geometry(parser)
+    add_device(parser)
+    group = parser.add_argument_group("program")
+    group.add_argument("--onnx-path", metavar="FILE", help="compile this exported program in place of a model")
+    group.add_argument(
+        "--compile-dir", "--qpc-path", metavar="DIR", help="write below DIR, not into the program's folder"
+    )
+    group.add_argument("--custom-io-file-path", metavar="FILE", help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from QEfficient.cloud._preparation import Preparation, compile_onnx, model_name
+    from QEfficient.cloud._presentation import StageClock, document, note
+
+    if arguments.custom_io_file_path:
+        note("--custom-io-file-path is not used: the types of inputs and outputs follow from the program")
+    if arguments.onnx_path and (arguments.model or arguments.model_name):
+        raise UsageError("a model and --onnx-path contradict each other. Give one of them.")
+    with StageClock(arguments.verbose) as clock:
+        if arguments.onnx_path:
+            compiled = compile_onnx(arguments, clock)
+        else:
+            compiled = Preparation(model_name(arguments), arguments, clock).compiled()
+    if not arguments.json:
+        clock.summary()
+        print(compiled.folder)
+        return 0
+    document(
+        {
+            "folder": compiled.folder,
+            "onnx_path": compiled.program.onnx_path(),
+            "device": compiled.device,
+            "fingerprint": compiled.fingerprint,
+            "seconds": clock.seconds,
+        }
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("compile"))

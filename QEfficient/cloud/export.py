@@ -1,0 +1,54 @@
+"""`qefficient export`: a model becomes an ONNX program."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from QEfficient.cloud._arguments import Parser, add_export, add_model, switch
+
+HELP = "Write a model as an ONNX program, or find it; print the path."
+EXAMPLES = """\
+  qefficient export                                  the built-in demo model
+  qefficient export meta-llama/Llama-3.2-1B --dtype float16
+  qefficient export --model-name ./checkpoint --full-batch-size 4 --json"""
+
+
+def add_arguments(parser: Parser) -> None:
+    add_model(parser)
+    add_export(parser)
+    group = parser.add_argument_group("program")
+    group.add_argument("--export-dir", metavar="DIR", help="write to DIR-<fingerprint> in place of the artifact store")
+    group.add_argument("--continuous-batching", action="store_true", help="sequences may come and go one by one")
+    group.add_argument("--full-batch-size", type=int, metavar="N", help="the same; the number matters when compiling")
+    group.add_argument("--mxint8-kv-cache", nargs="?", type=switch, help=argparse.SUPPRESS)  # compile decides that
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from QEfficient.cloud._preparation import Preparation, model_name
+    from QEfficient.cloud._presentation import StageClock, document
+
+    with StageClock(arguments.verbose) as clock:
+        preparation = Preparation(model_name(arguments), arguments, clock)
+        program = preparation.exported()
+    if not arguments.json:
+        clock.summary()
+        print(program.onnx_path())
+        return 0
+    document(
+        {
+            "model": preparation.name,
+            "onnx_path": program.onnx_path(),
+            "folder": program.folder,
+            "fingerprint": program.fingerprint,
+            "dtype": program.dtype,
+            "seconds": clock.seconds,
+        }
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("export"))

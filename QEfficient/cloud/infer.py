@@ -1,0 +1,65 @@
+"""`qefficient infer`: from a model and a prompt to text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from QEfficient.cloud import _arguments as options
+
+if TYPE_CHECKING:
+    from QEfficient.specs import CompileSpec
+
+HELP = "Export and compile a model as far as needed, then generate text."
+EXAMPLES = """\
+  qefficient infer --prompt "In the beginning"       the built-in demo model
+  qefficient infer ./checkpoint --prompt "My name is" --ctx-len 512 --generation-len 64
+  qefficient infer ./checkpoint --prompt "One|Two|Three" --full-batch-size 2 --temperature 0.8 --seed 1"""
+
+DEMO_PROMPT = "In the beginning"
+DEMO_LENGTH = 64
+"""Half of the default context: the demo is to show something, not to go on for long."""
+
+
+def add_arguments(parser: options.Parser) -> None:
+    options.add_model(parser)
+    options.add_prompts(parser)
+    options.add_sampling(parser)
+    options.add_export(parser)
+    options.add_geometry(parser)
+    options.add_device(parser)
+    parser.set_defaults(compile_dir=None)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from QEfficient.cloud import _generation as generation
+    from QEfficient.cloud._preparation import Preparation, model_name, tokenizer_options
+    from QEfficient.cloud._presentation import StageClock, document
+    from QEfficient.cloud._tokenizers import model_tokenizer
+    from QEfficient.demo import DEMO_NAME
+
+    name = model_name(arguments)
+    demo = name == DEMO_NAME
+    task = generation.Task(
+        generation.read_prompts(arguments, DEMO_PROMPT if demo else None),
+        generation.sampling(arguments, DEMO_LENGTH if demo else None),
+        arguments.json,
+    )
+    with StageClock(arguments.verbose) as clock:
+
+        def check(spec: CompileSpec) -> None:
+            generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
+
+        compiled = Preparation(name, arguments, clock).compiled(check)
+        record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock)
+    if arguments.json:
+        paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": compiled.folder}
+        document({"model": name, "device": compiled.device, **paths, **record, "seconds": clock.seconds})
+    return 0
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("infer"))

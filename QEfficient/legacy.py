@@ -1,0 +1,133 @@
+"""The functional interface: `transform`, `export`, `compile`. The auto-classes do the same with less to say.
+
+torch is imported when a function is called.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from QEfficient.errors import OptionError
+from QEfficient.specs import CompileSpec
+
+logger = logging.getLogger(__name__)
+
+FORM_FACTOR = "cloud"
+
+
+def check_qaic_sdk() -> bool:
+    """Whether the runtime of the Cloud AI 100 can be imported here."""
+    return importlib.util.find_spec("qaicrt") is not None
+
+
+def transform(model: Any, form_factor: str = FORM_FACTOR) -> Any:
+    """Prepare a transformers model for export and return it. **The model itself is changed**: it goes to evaluation
+    mode, and its attention and experts become those that can be traced.
+
+    Only scripts that call it already need this: `export` and the auto-classes work on a copy, and prepare that.
+    """
+    import torch
+
+    from QEfficient.transformers.transform import install_seams
+
+    _check_form_factor(form_factor)
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"transform takes a transformers model, not {type(model).__name__}.")
+    install_seams(model.eval())
+    return model
+
+
+def export(
+    model_name: str,
+    model_kv: Any = None,
+    local_model_dir: str | None = None,
+    tokenizer: Any = None,
+    cache_dir: str | None = None,
+    onnx_dir_path: str | None = None,
+    hf_token: str | None = None,
+    seq_length: int = 32,
+    kv: bool = True,
+    form_factor: str = FORM_FACTOR,
+    full_batch_size: int | None = None,
+) -> tuple[str, str]:
+    """Export a causal language model; returns the folder and the path of the ONNX file.
+
+    `model_kv`, a model object, goes before `local_model_dir`, and that before `model_name`. `full_batch_size` asks for
+    continuous batching. The graph holds for every length, so `seq_length` has no effect; neither has `tokenizer`.
+    """
+    from QEfficient.transformers.models.modeling_auto import QEFFAutoModelForCausalLM
+
+    _check_form_factor(form_factor)
+    if not kv:
+        raise OptionError("kv=False was asked for: a program without retained keys and values is not exported.")
+    model = model_kv
+    if not isinstance(model, QEFFAutoModelForCausalLM):
+        hub = {"cache_dir": cache_dir, "token": hf_token} if model is None else {}
+        options: dict[str, Any] = {name: value for name, value in hub.items() if value is not None}
+        source = model if model is not None else local_model_dir or model_name
+        model = QEFFAutoModelForCausalLM.from_pretrained(source, full_batch_size is not None, **options)
+    path = model.export(onnx_dir_path)
+    return str(Path(path).parent), path
+
+
+qualcomm_efficient_converter = export
+
+
+def compile(
+    onnx_path: str | Path,
+    qpc_path: str | Path,
+    num_cores: int,
+    device_group: list[int] | None = None,
+    aic_enable_depth_first: bool = False,
+    mos: int = -1,
+    batch_size: int = 1,
+    prompt_len: int = 32,
+    ctx_len: int = 128,
+    mxfp6: bool = True,
+    mxint8: bool = False,
+    custom_io_file_path: str | None = None,
+    full_batch_size: int | None = None,
+    allow_mxint8_mdp_io: bool = False,
+    enable_qnn: bool = False,
+    qnn_config: str | None = None,
+    **options: Any,
+) -> str:
+    """Compile an exported program into a folder of its own inside `qpc_path`; returns that folder.
+
+    `device=` chooses the device, as in the auto-classes. `custom_io_file_path` has no effect: which precision a tensor
+    has outside the program follows from the other options.
+    """
+    from QEfficient.artifacts import ArtifactStore
+    from QEfficient.devices import get_device
+    from QEfficient.program import load_exported
+    from QEfficient.transformers.models import stages
+
+    device = get_device(options.pop("device", None))
+    if custom_io_file_path is not None:
+        logger.info("custom_io_file_path=%s is not read: it follows from the other options.", custom_io_file_path)
+    card = {
+        "num_cores": num_cores,
+        "num_devices": len(device_group or [0]),
+        "aic_enable_depth_first": aic_enable_depth_first,
+        "mos": mos if mos > 0 else None,
+        "mxfp6_matmul": mxfp6,
+        "mxint8_kv_cache": mxint8,
+        "allow_mxint8_mdp_io": allow_mxint8_mdp_io,
+        "enable_qnn": enable_qnn,
+        "qnn_config": qnn_config,
+        **options,
+    }
+    asked = {name: value for name, value in card.items() if value not in (None, False)}
+    spec = CompileSpec(batch_size, prompt_len, ctx_len, full_batch_size, device_options=asked)
+    store = ArtifactStore()
+    program = load_exported(store.open(Path(onnx_path).parent))
+    stages.check_batching(program.graphs["lm"].spec.continuous_batching, spec)
+    return str(stages.compile_program(program, spec, device, store, qpc_path).folder)
+
+
+def _check_form_factor(form_factor: str) -> None:
+    if form_factor != FORM_FACTOR:
+        raise OptionError(f"form_factor '{form_factor}' was asked for, but there is only '{FORM_FACTOR}'.")

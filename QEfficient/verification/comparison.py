@@ -1,0 +1,112 @@
+"""How far two runs of the same tokens are apart, logit by logit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NEAR_TIE = 1e-5
+"""Two logits that are closer than this part of the spread are equally good: rounding decides between them."""
+TOLERANCE = 1e-3
+"""Largest logit error of float32 that passes, as a part of the spread between largest and smallest logit."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Some steps of one prompt, as expected and as found. Errors are infinite where something is not a number."""
+
+    steps: int
+    largest_error: float
+    mean_error: float
+    relative_error: float
+    """Largest error as a part of the spread of the expected logits of its step."""
+    kl: float
+    """Largest Kullback-Leibler divergence of a step, in nats."""
+    ties: int
+    """Steps in which another token was as good as the expected one, and was found."""
+    first_difference: int | None
+    """The first step with another token."""
+    worst_gap: float
+    """Largest distance of the expected logits of the two tokens where they differ, as a part of the spread."""
+    first_error: int | None
+    """The first step whose relative error is not tolerated."""
+
+    @property
+    def tokens_equal(self) -> bool:
+        return self.first_difference is None
+
+    @property
+    def passed(self) -> bool:
+        return self.tokens_equal and self.first_error is None
+
+    def describe(self) -> str:
+        """What is wrong, in one clause."""
+        if self.first_difference is None:
+            return f"logits off by {percent(self.relative_error)} of their spread from step {self.first_error} on"
+        return f"another token in step {self.first_difference}, logits off by {percent(self.relative_error)} of their spread"
+
+
+def percent(part: float) -> str:
+    """`34 %`, `0.012 %`."""
+    if not np.isfinite(part):
+        return "more than anything (not a number)"
+    return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
+
+
+def compare(
+    expected: np.ndarray, found: np.ndarray, tolerance: float = TOLERANCE, near_tie: float = NEAR_TIE
+) -> Comparison:
+    """Compare logits `[steps, vocabulary]` of runs that were fed the same tokens."""
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    errors = _errors(expected, found)
+    spread = _spread(expected)
+    relative = errors.max(1) / spread
+    best, other = expected.argmax(1), np.where(np.isnan(found), -np.inf, found).argmax(1)
+    steps = np.arange(len(expected))
+    gaps = (expected[steps, best] - expected[steps, other]) / spread
+    different = (best != other) & ~(gaps < near_tie)
+    return Comparison(
+        steps=len(expected),
+        largest_error=float(errors.max()),
+        mean_error=float(errors.mean()),
+        relative_error=float(relative.max()),
+        kl=_divergence(expected, found),
+        ties=int(((best != other) & ~different).sum()),
+        first_difference=_first(different),
+        worst_gap=float(gaps[different].max(initial=0.0)),
+        first_error=_first(~(relative <= tolerance)),
+    )
+
+
+def _first(flags: np.ndarray) -> int | None:
+    return int(flags.argmax()) if flags.any() else None
+
+
+def _errors(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Absolute errors; none where both are the same infinity, infinite where only one is no number."""
+    with np.errstate(invalid="ignore"):
+        errors = np.where(expected == found, 0.0, np.abs(expected - found))
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
+def _spread(logits: np.ndarray) -> np.ndarray:
+    """Distance between the largest and the smallest finite logit of each step."""
+    known = np.isfinite(logits)
+    high = np.where(known, logits, -np.inf).max(1)
+    low = np.where(known, logits, np.inf).min(1)
+    return np.maximum(high - low, np.finfo(np.float32).tiny)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return result
+
+
+def _divergence(expected: np.ndarray, found: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):
+        wanted, given = _log_softmax(expected), _log_softmax(found)
+        terms = np.where(np.isneginf(wanted), 0.0, np.exp(wanted) * (wanted - given))
+    total = float(terms.sum(1).max())
+    return max(total, 0.0) if np.isfinite(total) else float("inf")

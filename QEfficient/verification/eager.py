@@ -1,0 +1,62 @@
+"""The reference: Hugging Face eager, all tokens so far in one call, no cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from QEfficient.transformers.loading import ModelSource
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One prompt, the tokens that Hugging Face continues it with, and the logits that each was chosen by."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: np.ndarray
+    """`[tokens, vocabulary]`, float32."""
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """What a run is fed with: the last token is chosen, but no longer fed."""
+        return self.prompt + self.tokens[:-1]
+
+
+def expect(model: Any, prompt: Sequence[int], count: int) -> Expected:
+    """Continue `prompt` greedily by `count` tokens. The model's attention should be eager, its dtype float32."""
+    ids, rows = list(prompt), []
+    for _ in range(count):
+        rows.append(all_logits(model, ids)[-1])
+        ids.append(int(rows[-1].argmax()))
+    return Expected(tuple(prompt), tuple(ids[len(prompt) :]), np.stack(rows))
+
+
+def all_logits(model: Any, ids: Sequence[int]) -> np.ndarray:
+    """Logits `[tokens, vocabulary]` after each of `ids`."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
+    rows: np.ndarray = logits[0].float().numpy()
+    return rows
+
+
+def load_eager(source: ModelSource) -> Any:
+    """The model of Hugging Face with eager attention in float32; a live one is not changed."""
+    if source.live is None:
+        options = {"dtype": torch.float32, "attn_implementation": "eager", **source.hub}
+        return source.model_class.from_pretrained(source.location, **options).eval()
+    own = all(p.dtype == torch.float32 for p in source.live.parameters() if p.is_floating_point())
+    model = twin(source.live) if own else copy.deepcopy(source.live).float()
+    if getattr(model.config, "_attn_implementation", "eager") != "eager":
+        model.set_attn_implementation("eager")
+    return model.eval()
+
+
+def twin(model: Any) -> Any:
+    """A copy with its own modules, config and buffers over the same parameters."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})

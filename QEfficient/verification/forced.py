@@ -1,0 +1,69 @@
+"""Teacher forcing: sessions are fed with the tokens that Hugging Face chose, and their logits are kept.
+
+Because the tokens that are fed are the expected ones, logits stay comparable after a difference; as long as there is
+none, the tokens are those that greedy generation gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from QEfficient.devices import Batch, Row, Session
+from QEfficient.generation.engine import Engine
+from QEfficient.generation.request import Request
+from QEfficient.generation.scheduler import Plan
+from QEfficient.specs import SamplingParams
+from QEfficient.verification.eager import Expected
+
+
+class Forced:
+    """A decoding that accepts given tokens, whatever the logits say."""
+
+    def __init__(self, given: Sequence[Expected]) -> None:
+        self._given = given
+        self.logits: list[list[np.ndarray]] = [[] for _ in given]
+
+    def propose(self, plan: Plan) -> Plan:
+        return plan
+
+    def accept(self, plan: Plan, logits: np.ndarray) -> Sequence[Sequence[int]]:
+        tokens = []
+        for request, row in zip(plan.sampled, logits, strict=True):
+            number = int(request.id)
+            self.logits[number].append(row)
+            tokens.append((self._given[number].tokens[len(request.generated)],))
+        return tokens
+
+
+def forced_logits(session: Session, given: Sequence[Expected]) -> list[np.ndarray]:
+    """Run all of `given` through an engine; logits `[tokens, vocabulary]` of each."""
+    decoding = Forced(given)
+    requests = [
+        Request(e.prompt, SamplingParams(max_new_tokens=len(e.tokens), ignore_eos=True), id=str(n))
+        for n, e in enumerate(given)
+    ]
+    Engine(session, decoding).generate(requests)
+    return [np.stack(rows) for rows in decoding.logits]
+
+
+def rows_of(slot: int, tokens: Sequence[int], chunk: int, singly: int = 0, start: int = 0) -> list[Row]:
+    """The rows of one sequence: as long as they may be, the last `singly` tokens one by one."""
+    edge = max(len(tokens) - singly, 0)
+    bounds = [(at, min(at + chunk, edge)) for at in range(0, edge, chunk)]
+    bounds += [(at, at + 1) for at in range(edge, len(tokens))]
+    return [Row(slot, tuple(tokens[a:b]), start + a) for a, b in bounds]
+
+
+def feed(session: Session, waiting: Mapping[int, Sequence[Row]]) -> dict[int, dict[int, np.ndarray]]:
+    """Run the rows of some slots side by side; for each slot, position of a row's last token → logits after it."""
+    queues = {slot: list(rows) for slot, rows in waiting.items()}
+    found: dict[int, dict[int, np.ndarray]] = {slot: {} for slot in queues}
+    while ready := [rows[0] for rows in queues.values() if rows]:
+        several = [row for row in ready if len(row.tokens) > 1][: session.limits.prefill_rows]
+        now = several or ready[: session.limits.decode_rows]
+        for row, logits in zip(now, session.run(Batch(tuple(now))), strict=True):
+            found[row.slot][row.start + len(row.tokens) - 1] = logits
+            queues[row.slot].pop(0)
+    return found

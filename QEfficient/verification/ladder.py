@@ -1,0 +1,231 @@
+"""`verify`: Hugging Face eager, the transformed module and the program on a device give the same logits.
+
+1. open       the model, or the artifact and the model that it was made from
+2. expect     Hugging Face eager in float32, greedily, without a cache
+3. compile    the program, or take that of the artifact
+4. compare    each stage fed with the expected tokens, all prompts through one engine
+5. torture    the cache of each stage
+6. locate     the stage and the layer where they part, if they do
+7. report     kept beside the compiled program
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from QEfficient.devices import Device, Session, device_class, get_device
+from QEfficient.devices.reference import ReferenceDevice
+from QEfficient.devices.slotted import SlottedSession, slotted_limits
+from QEfficient.errors import PromptError
+from QEfficient.program import CompiledProgram, GraphSpec
+from QEfficient.transformers.models.stages import versions
+from QEfficient.transformers.retained_module import RetainedModule
+from QEfficient.transformers.transform import retain
+from QEfficient.verification.comparison import NEAR_TIE, TOLERANCE, compare
+from QEfficient.verification.eager import Expected, all_logits, expect, load_eager, twin
+from QEfficient.verification.forced import forced_logits
+from QEfficient.verification.locate import Place, locate_in_module, locate_in_program
+from QEfficient.verification.module_session import ModuleSession
+from QEfficient.verification.report import Check, Report, StageResult, report_path
+from QEfficient.verification.target import Target, open_target
+from QEfficient.verification.tiny_models import prompts as random_prompts
+from QEfficient.verification.torture import Bench, torture
+
+TOLERANCES = {"float32": TOLERANCE, "float16": 2e-2, "bfloat16": 1e-1}
+"""By the dtype of the program; Hugging Face runs in float32 in any case."""
+TEXTS = (
+    "The sea was calm",
+    "In the beginning there was a small house at the end of the road, and in it",
+    "She opened the letter, read it twice, and then put it back on the table without a word. What it said was that",
+)
+MODULE = "the transformed module"
+CHEAP_PARAMETERS = 100_000_000
+"""Up to this size the retained module's cache is tortured too, besides the program's."""
+
+Progress = Callable[[str], None]
+
+
+def verify(
+    target: Any,
+    *,
+    device: str | None = None,
+    prompts: Sequence[str] | Sequence[Sequence[int]] | None = None,
+    ctx_len: int | None = None,
+    new_tokens: int = 24,
+    continuous_batching: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = lambda stage: None,
+) -> Report:
+    """Compare the stages of a model (name, folder, `demo`, object) or of an artifact (its folder).
+
+    `options` are further ones of `compile` (`prefill_seq_len`, `batch_size`, the device's own) and of `from_pretrained`.
+    The program is exported and compiled in the usual store; the report is written beside it and returned.
+    """
+    start = time.perf_counter()
+    progress("open")
+    opened = open_target(target, options or {})
+    model = load_eager(opened.source)
+    ids = _prompt_ids(prompts, opened, model)
+    progress("expect")
+    expected = [expect(model, prompt, new_tokens) for prompt in ids]
+    compiled = opened.compile(device, continuous_batching, ctx_len, max(len(p) for p in ids) + new_tokens, progress)
+    ladder = Ladder(model, compiled, _device(compiled, device), expected)
+    report = ladder.report(start, progress)
+    report.write(report_path(compiled.folder))
+    return report
+
+
+def _device(compiled: CompiledProgram, asked: str | None) -> Device:
+    return device_class(compiled.device)() if compiled.device != asked else get_device(asked)
+
+
+def _prompt_ids(prompts: Any, opened: Target, model: Any) -> list[list[int]]:
+    """The given prompts as token ids; by default some sentences, or random ids where there is no tokenizer."""
+    tokenizer = opened.tokenizer()
+    if prompts is None and tokenizer is None:
+        return random_prompts(model)
+    found = []
+    for prompt in TEXTS if prompts is None else prompts:
+        if isinstance(prompt, str) and tokenizer is None:
+            raise PromptError("the model has no tokenizer beside it: give prompts as lists of token ids.")
+        assert tokenizer is not None or not isinstance(prompt, str)
+        found.append(tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else [int(token) for token in prompt])
+    if not found or not all(found):
+        raise PromptError("each prompt must have at least one token, and there must be at least one prompt.")
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rung: how to open a session of it."""
+
+    name: str
+    open: Callable[[bool], Session | None]
+    """With True on a state of NaN, or None where that cannot be had."""
+
+
+class Ladder:
+    """The stages of one compiled program."""
+
+    def __init__(self, model: Any, compiled: CompiledProgram, device: Device, expected: Sequence[Expected]) -> None:
+        self._model, self._compiled, self._device, self._expected = model, compiled, device, expected
+        dtype = compiled.program.dtype
+        self._tolerance = TOLERANCES[dtype]
+        self._near_tie = NEAR_TIE if dtype == "float32" else self._tolerance
+        self._program_stage = f"program on {device.name}"
+
+    @cached_property
+    def retained(self) -> RetainedModule:
+        """The retained module over the weights of the reference; rolling where the program's states roll."""
+        return retain(twin(self._model), rolling=bool(self._graph.windows))
+
+    @property
+    def _graph(self) -> GraphSpec:
+        return self._compiled.program.graphs["lm"].spec
+
+    def stages(self) -> list[Stage]:
+        return [Stage(MODULE, self._open_module), Stage(self._program_stage, self._open_program)]
+
+    def _open_module(self, poison: bool = False, states: Mapping[str, np.ndarray] | None = None) -> ModuleSession:
+        return ModuleSession(self.retained, self._graph, self._compiled.spec, poison, states)
+
+    def _open_program(self, poison: bool = False) -> Session | None:
+        if not poison:
+            return self._device.load(self._compiled)
+        return ReferenceDevice(poison=True).load(self._compiled) if isinstance(self._device, ReferenceDevice) else None
+
+    def report(self, start: float, progress: Progress) -> Report:
+        results, checks = [], []
+        for stage in self.stages():
+            progress(f"compare {stage.name}")
+            results += self._compared(stage)
+        for stage in self.stages():
+            if stage.name != MODULE or self._model.num_parameters() <= CHEAP_PARAMETERS:
+                progress(f"torture {stage.name}")
+                checks += torture(self._bench(stage))
+        spec = {name: value for name, value in asdict(self._compiled.spec).items() if value is not None}
+        facts = self._compiled.program.model
+        return Report(
+            model=facts.source if facts.source != "object" else facts.name,
+            device=self._device.name,
+            dtype=self._compiled.program.dtype,
+            geometry=spec,
+            tolerance=self._tolerance,
+            results=results,
+            checks=checks,
+            parting=self._parting(results, checks),
+            seconds=round(time.perf_counter() - start, 1),
+            versions=versions(),
+        )
+
+    def _compared(self, stage: Stage) -> list[StageResult]:
+        session = stage.open(False)
+        assert session is not None
+        with session:
+            found = forced_logits(session, self._expected)
+        pairs = zip(self._expected, found, strict=True)
+        return [
+            StageResult(stage.name, number, len(e.prompt), compare(e.logits, logits, self._tolerance, self._near_tie))
+            for number, (e, logits) in enumerate(pairs)
+        ]
+
+    @cached_property
+    def _reference(self) -> Callable[[tuple[int, ...]], np.ndarray]:
+        return cache(lambda tokens: all_logits(self._model, tokens))
+
+    def _bench(self, stage: Stage) -> Bench:
+        rules = [plan.rule for plan in self.retained.plans if plan.kind == "key"]
+        return Bench(
+            stage=stage.name,
+            open=stage.open,
+            reference=self._reference,
+            limits=slotted_limits(self._compiled.spec),
+            pool=sorted({token for e in self._expected for token in e.prompt}),
+            windows=sorted({size for rule in rules for size in (rule.window, rule.chunk) if size}),
+            tolerance=self._tolerance,
+            near_tie=self._near_tie,
+        )
+
+    # where they part
+
+    def _parting(self, results: Sequence[StageResult], checks: Sequence[Check]) -> str:
+        """One clause about the first stage that fails: what it parts from, and where."""
+        failed = [r for r in (*results, *checks) if r.passed is False]
+        if not failed:
+            return ""
+        stage = MODULE if any(r.stage == MODULE for r in failed) else self._program_stage
+        mine = [r for r in failed if r.stage == stage]
+        other = "Hugging Face" if stage == MODULE else MODULE
+        for tokens, singly in self._suspects(mine):
+            place = self._located(stage, tokens, singly)
+            if place is not None:
+                return f"{stage} parts from {other} at {place.describe()}"
+        return f"{stage} parts from {other}, but not when the same tokens run alone: {mine[0].describe()}"
+
+    def _suspects(self, failed: Sequence[StageResult | Check]) -> list[tuple[tuple[int, ...], int]]:
+        """Sequences to look at more closely, each with how many of its last tokens run one by one."""
+        found = []
+        for result in failed:
+            if isinstance(result, StageResult):
+                expected = self._expected[result.prompt]
+                found.append((expected.fed, len(expected.tokens) - 1))
+            elif result.tokens:
+                found.append((result.tokens, 2))
+        return found[:3]
+
+    def _located(self, stage: str, tokens: Sequence[int], singly: int) -> Place | None:
+        if stage == MODULE:
+            with self._open_module() as session:
+                return locate_in_module(self._model, session, tokens, singly)
+        program = self._device.load(self._compiled)
+        with program:
+            if not isinstance(program, SlottedSession):
+                return None
+            open_twin = lambda states: self._open_module(states=states)  # noqa: E731
+            return locate_in_program(program, open_twin, self._graph, tokens, singly)

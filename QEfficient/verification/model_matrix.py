@@ -1,0 +1,195 @@
+"""The matrix: a tiny model of every causal type, through export and the reference device, against Hugging Face.
+
+Each type runs twice: three prompts of different lengths in a static batch of three, and through continuous batching in
+two slots (whose state starts as NaN). Both prefill in chunks of eight tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from QEfficient.devices.reference import ReferenceDevice
+from QEfficient.errors import QEfficientError
+from QEfficient.program import CompiledProgram, load_compiled
+from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
+from QEfficient.transformers.models.stages import versions
+from QEfficient.verification.comparison import Comparison, compare, percent
+from QEfficient.verification.eager import Expected, expect
+from QEfficient.verification.forced import forced_logits
+from QEfficient.verification.tiny_models import causal_types, prompts, tiny_model
+from QEfficient.verification.workers import Failure, run_each
+
+LEVELS = ("exact", "close", "wrong", "refused", "crashed")
+NEW_TOKENS = 24
+CLOSE = 2e-2
+"""Largest error, as a part of the spread of the logits, that is still called close."""
+GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 8, "ctx_len": 64, "device": "reference", "num_threads": 1}
+WAYS: Mapping[str, Mapping[str, int]] = {
+    "static batch": {"batch_size": 3},
+    "continuous batching": {"full_batch_size": 2},
+}
+TIMEOUT = 180.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far one model type comes."""
+
+    model_type: str
+    level: str
+    """One of `LEVELS`: refused is an error that says why, crashed one that does not."""
+    states: str = ""
+    """How its layers keep their state: `1 rolling attention, 1 attention`."""
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it is not exact, in one line; of an exact type what is worth knowing."""
+    error: float | None = None
+    """Largest logit error, as a part of the spread of the logits."""
+
+
+def run(
+    types: Sequence[str] | None = None,
+    output: Path | None = Path("docs/models.md"),
+    jobs: int = 2,
+    progress: Callable[[Outcome], None] = lambda outcome: None,
+    timeout: float = TIMEOUT,
+) -> list[Outcome]:
+    """Check `types` (default all), `jobs` at a time, each in a process of its own; write a table to `output`.
+
+    With `jobs=0` in this process. `progress` is called with each outcome as it comes.
+    """
+    wanted = list(types if types is not None else causal_types())
+    results = ((item, check_type(item)) for item in wanted) if jobs == 0 else run_each(_work, wanted, jobs, timeout)
+    found = {}
+    for item, result in results:
+        found[item] = Outcome(item, "crashed", reason=result.reason) if isinstance(result, Failure) else result
+        progress(found[item])
+    outcomes = [found[item] for item in wanted]
+    if output is not None:
+        output.write_text(to_markdown(outcomes), encoding="utf-8")
+    return outcomes
+
+
+def _work(model_type: str) -> Outcome:
+    """One type in a worker: one thread, and no remarks of libraries."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    return check_type(model_type)
+
+
+def check_type(model_type: str) -> Outcome:
+    """Build the tiny model, run it both ways, and judge."""
+    start = time.perf_counter()
+    try:
+        outcome = _checked(model_type)
+    except QEfficientError as error:
+        outcome = Outcome(model_type, "refused", reason=_one_line(error))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).stem}:{place.lineno}"
+        outcome = Outcome(model_type, "crashed", reason=f"{type(error).__name__} at {where}: {_one_line(error)}")
+    return replace(outcome, seconds=round(time.perf_counter() - start, 1))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+def _checked(model_type: str) -> Outcome:
+    model = tiny_model(model_type)
+    expected = [expect(model, prompt, NEW_TOKENS) for prompt in prompts(model)]
+    found: dict[str, list[Comparison]] = {}
+    states = ""
+    for way, geometry in WAYS.items():
+        with tempfile.TemporaryDirectory(prefix="qefficient-") as folder:
+            compiled = _compiled(model, geometry, Path(folder))
+            states = _states(compiled)
+            found[way] = _compared(compiled, expected)
+    return _judged(Outcome(model_type, "", states), found, expected)
+
+
+def _compiled(model: Any, geometry: Mapping[str, int], folder: Path) -> CompiledProgram:
+    wrapped = QEFFAutoModelForCausalLM(model, continuous_batching="full_batch_size" in geometry)
+    wrapped.export(folder / "exported")
+    return load_compiled(wrapped.compile(compile_dir=folder / "compiled", **geometry, **GEOMETRY))
+
+
+def _compared(compiled: CompiledProgram, expected: Sequence[Expected]) -> list[Comparison]:
+    device = ReferenceDevice(poison=compiled.spec.continuous_batching)
+    with device.load(compiled) as session:
+        logits = forced_logits(session, expected)
+    return [compare(e.logits, found) for e, found in zip(expected, logits, strict=True)]
+
+
+def _states(compiled: CompiledProgram) -> str:
+    ways = compiled.program.report.get("states", {})
+    return ", ".join(f"{count} {way}" for way, count in ways.items())
+
+
+def _judged(outcome: Outcome, found: Mapping[str, list[Comparison]], expected: Sequence[Expected]) -> Outcome:
+    """Level and reason, from the comparisons of each way."""
+    named = [
+        (f"{way}, prompt of {len(e.prompt)}", c)
+        for way, comparisons in found.items()
+        for e, c in zip(expected, comparisons, strict=True)
+    ]
+    outcome = replace(outcome, error=max(c.relative_error for _, c in named))
+    failed = [(name, c) for name, c in named if not c.passed]
+    if not failed:
+        return replace(outcome, level="exact", reason=_remark([c for _, c in named]))
+    if all(c.relative_error < CLOSE and c.worst_gap < CLOSE for _, c in failed):
+        return replace(outcome, level="close", reason=_close([c for _, c in named]))
+    name, worst = failed[0]
+    return replace(outcome, level="wrong", reason=f"{name}: {worst.describe()}")
+
+
+def _remark(comparisons: Sequence[Comparison]) -> str:
+    ties = sum(c.ties for c in comparisons)
+    return f"{ties} of {sum(c.steps for c in comparisons)} steps are ties of two tokens" if ties else ""
+
+
+def _close(comparisons: Sequence[Comparison]) -> str:
+    error = percent(max(c.relative_error for c in comparisons))
+    gap = max(c.worst_gap for c in comparisons)
+    tokens = f"tokens differ only where two are within {percent(gap)} of the spread" if gap else "all tokens equal"
+    return f"{tokens}; logits off by up to {error} of the spread"
+
+
+def to_markdown(outcomes: Sequence[Outcome]) -> str:
+    """The table, with a line that sums it up."""
+    counts = {level: sum(o.level == level for o in outcomes) for level in LEVELS}
+    summary = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [
+        "# Causal language models",
+        "",
+        "Written by `qefficient models --test`: a tiny random model of every type goes through export and the reference",
+        f"device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a static batch and",
+        "with continuous batching in two slots, prefilled in chunks of eight tokens.",
+        "",
+        f"**{len(outcomes)} types: {summary}.** Versions: {used}.",
+        "",
+        "| type | level | state | error | seconds | reason |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *map(_row, outcomes)]) + "\n"
+
+
+def _row(outcome: Outcome) -> str:
+    error = "" if outcome.error is None else f"{outcome.error:.0e}"
+    cells = (outcome.model_type, outcome.level, outcome.states, error, f"{outcome.seconds:.1f}", outcome.reason)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
