@@ -244,6 +244,6 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, metavar="N", help="for the same choices again")
     for ignored in ("--iteration", "--automation"):
-        group.add_argument(ignored, nargs="?", help=argparse.SUPPRESS)
+        group.add_argument(ignored, nargs="?", const=True, help=argparse.SUPPRESS)
     for later in ("--image-path", "--image-url", "--img-size"):
         group.add_argument(later, action=NotYet)

@@ -16,7 +16,6 @@ def configure_logging(verbose: bool) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     own = logging.getLogger("QEfficient")
     own.handlers[:] = [handler]
-    own.propagate = False
     own.setLevel(logging.INFO if verbose else logging.WARNING)
     if not verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")

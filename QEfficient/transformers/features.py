@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean
 from QEfficient.program import GraphSpec, TensorSpec
@@ -52,7 +53,9 @@ def find_pooling(asked: str | Pooling | None) -> Pooling | None:
 def pooling_identity(asked: str | Pooling | None) -> Any:
     """What tells two poolings apart, as plain data. A function counts by its code and by every value that it refers to;
     where that has no plain form (an object, a tensor), no two are taken for the same."""
-    return POOLINGS[asked].__name__ if isinstance(asked, str) else asked and _identity(asked, ())
+    if isinstance(asked, str):
+        return POOLINGS[asked].__name__
+    return None if asked is None else _identity(asked, ())
 
 
 def _identity(value: Any, seen: tuple[Any, ...]) -> Any:
@@ -67,10 +70,31 @@ def _identity(value: Any, seen: tuple[Any, ...]) -> Any:
         return [value.co_code.hex(), list(value.co_names), [_identity(constant, seen) for constant in value.co_consts]]
     if isinstance(value, types.FunctionType) and value not in seen:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        names = [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
         refers = (value.__code__, value.__defaults__, list((value.__kwdefaults__ or {}).items()), cells, names)
         return [_identity(part, (*seen, value)) for part in refers]
     return "the function itself" if value in seen else secrets.token_hex(8)
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Names that a piece of code looks up, and the functions inside it."""
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    return [*code.co_names, *inner]
+
+
+class _Neighbours(TorchDispatchMode):
+    """Notes operations that mix a token with those beside it, whatever the attention mask says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        wide = name.startswith("aten.convolution") and max(args[1].shape[2:], default=1) > 1
+        if wide or name.startswith(("aten.im2col", "aten._fft")):
+            self.found = name
+        return function(*args, **(kwargs or {}))
 
 
 class FeatureModule(torch.nn.Module):
@@ -89,9 +113,16 @@ class FeatureModule(torch.nn.Module):
             raise UnsupportedModelError(f"{type(self.model).__name__} gives no last hidden state for each token.")
         return hidden if self.pooling is None else self.pooling(hidden, attention_mask)
 
-    def signature(self, mode: FakeTensorMode) -> GraphSpec:
-        """The graph's contract; the width is observed on fake tensors."""
-        output = self._observe(mode)
+    def signature(self, mode: FakeTensorMode, causal: bool = False) -> GraphSpec:
+        """The graph's contract; the width is observed on fake tensors. Refuses models that padding would disturb, which
+        it cannot where every token sees earlier ones only (`causal`)."""
+        neighbours = _Neighbours()
+        output = self._observe(mode, neighbours)
+        if neighbours.found and not causal:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} mixes neighbouring tokens past its attention mask ({neighbours.found}):"
+                " padding would change what it answers."
+            )
         rows: tuple[str, ...] = ROWS if self.pooling is None else ROWS[:1]
         if tuple(output.shape[:-1]) != (2, 8)[: len(rows)]:
             raise UnsupportedModelError(
@@ -100,9 +131,9 @@ class FeatureModule(torch.nn.Module):
             )
         return GraphSpec(INPUTS, (TensorSpec("output", dtype_name(output.dtype), (*rows, int(output.shape[-1]))),))
 
-    def _observe(self, mode: FakeTensorMode) -> torch.Tensor:
+    def _observe(self, mode: FakeTensorMode, watch: TorchDispatchMode) -> torch.Tensor:
         try:
-            with mode, torch.no_grad():
+            with mode, watch, torch.no_grad():
                 output: torch.Tensor = self(*(torch.ones((2, 8), dtype=torch.int64) for _ in INPUTS))
         except UnsupportedModelError:
             raise

@@ -45,8 +45,11 @@ class ModuleSession(SlottedSession):
         if self.module is None:
             raise DeviceError("the session is closed.")
         fed: dict[str, Any] = {name: torch.from_numpy(array) for name, array in feeds.items()}
-        with torch.no_grad():
-            output = self.module(fed["input_ids"], fed["position_ids"], fed.get("batch_index"), self._states)
+        try:
+            with torch.no_grad():
+                output = self.module(fed["input_ids"], fed["position_ids"], fed.get("batch_index"), self._states)
+        except (IndexError, RuntimeError) as error:
+            raise DeviceError(f"the transformed module could not run: {error}") from error
         self._states = list(output[1:])
         logits: np.ndarray = output[0].float().numpy()
         return logits

@@ -16,6 +16,21 @@ def adapt(model: Any) -> None:
         if getattr(module, "attn_temperature_tuning", False) and not module.use_rope:
             module.attn_temperature_tuning = False
             module.q_proj.register_forward_hook(_tempered(module.floor_scale, module.attn_scale))
+        if type(module).__name__.endswith("RotaryEmbedding") and hasattr(module, "inv_freq"):
+            module.register_forward_hook(lambda _module, _args, table: _Table(table))
+
+
+class _Table:
+    """The complex table, asked for a head axis by `[:, :, None, :]`: indexing complex numbers so has no ONNX form."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    def to(self, device: Any) -> _Table:
+        return self
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.table.unsqueeze(2)
 
 
 def _tempered(floor_scale: float, attn_scale: float) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore, fingerprint, plain, write_json
 from QEfficient.devices import Device, EncoderSession, get_device
@@ -142,7 +142,7 @@ class QEFFAutoModel:
         if part is not skeleton:
             logger.info("of %s the part %s is exported.", type(skeleton).__name__, type(part).__name__)
         module = FeatureModule(part, self._pooling)
-        graph = module.signature(mode)
+        graph = module.signature(mode, causal=self._facts.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         limits = {"seq_len": self._facts.max_positions} if self._facts.max_positions else {}
         source = Source(
             module=module,
