@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         known, unknown = self._split([_one_spelling(word) for word in words])
-        arguments = self.parse_args(known)
+        arguments = self.parse_intermixed_args(known)  # names may stand after flags: cache remove --json NAME
         arguments.device_options = unknown
         return arguments
 

@@ -24,7 +24,7 @@ from QEfficient.graph import passes
 from QEfficient.graph.checks import check_graph
 from QEfficient.graph.recurrent import recurrent_function
 from QEfficient.graph.tracing import trace_causal
-from QEfficient.graph.weights import ExternalData, place_initializers, write_weights
+from QEfficient.graph.weights import ExternalData, place_initializers, withhold, write_weights
 from QEfficient.program import GraphSpec
 from QEfficient.specs import ExportSpec
 
@@ -64,10 +64,11 @@ def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Prog
         return result
 
     model = stage("trace", lambda: source.trace(source.module, source.graph))
+    defaults = withhold(model, source.module.state_dict().keys())
     stage("bodies", lambda: _add_recurrent(model, source))
     stage("passes", lambda: [run(model) for run in passes.passes_for(spec)])
     stage("check", lambda: check_graph(model, source.graph))
-    stage("weights", lambda: _write_weights(model, source, spec, folder))
+    stage("weights", lambda: _write_weights(model, source, spec, folder, defaults))
     stage("write", lambda: _save(model, source, spec, folder))
     return seconds
 
@@ -78,11 +79,13 @@ def _add_recurrent(model: ir.Model, source: Source) -> None:
         model.functions[function.identifier()] = function
 
 
-def _write_weights(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> None:
+def _write_weights(
+    model: ir.Model, source: Source, spec: ExportSpec, folder: Path, defaults: Mapping[str, ir.TensorProtocol]
+) -> None:
     data = ExternalData(folder, source.stem, spec.split_tensors, passes.HALF_MAX if spec.clip_fp16 else None)
     ready = place_initializers(model, data)
     data.allocate()
-    write_weights(data, ready, source.stream, source.aliases)
+    write_weights(data, ready, defaults, source.stream, source.aliases)
 
 
 def _save(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> None:

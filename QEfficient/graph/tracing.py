@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,11 +97,10 @@ def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
     dynamic = (symbolic(ids), symbolic(positions), symbolic(slots) if slots else None, [symbolic(s) for s in states])
     model = to_onnx(module, arguments, dynamic, "the model")
     name_ends(model.graph, spec.all_inputs, spec.all_outputs)
-    _forget_fakes(model.graph)
     return model
 
 
-def trace_stateless(module: torch.nn.Module, spec: GraphSpec, limits: Mapping[str, int]) -> ir.Model:
+def trace_stateless(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
     """The graph of a module that keeps nothing between calls and takes its inputs in the contract's order."""
     dynamic = tuple(symbolic(tensor) for tensor in spec.inputs)
     model = to_onnx(module, tuple(example(tensor) for tensor in spec.inputs), dynamic, "the model")
@@ -109,17 +108,7 @@ def trace_stateless(module: torch.nn.Module, spec: GraphSpec, limits: Mapping[st
         if all(node.op_type == "Shape" for node, _ in value.uses()):
             raise ExportError(f"nothing reads '{tensor.name}': the graph would answer the same whatever it is given.")
     name_ends(model.graph, spec.all_inputs, spec.all_outputs)
-    _forget_fakes(model.graph)
     return model
-
-
-def _forget_fakes(graph: ir.Graph) -> None:
-    """Parameters without values: keep type and shape, drop what looks like a constant and is none."""
-    for value in graph.initializers.values():
-        raw = getattr(value.const_value, "raw", None)
-        if hasattr(raw, "fake_mode") or getattr(raw, "is_meta", False):
-            value.dtype, value.shape = value.const_value.dtype, ir.Shape(value.const_value.shape)  # type: ignore[union-attr]
-            value.const_value = None
 
 
 def name_ends(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -98,6 +99,25 @@ class ExternalData:
         return block.to(dtype)
 
 
+def withhold(model: ir.Model, streamed: Collection[str]) -> dict[str, ir.TensorProtocol]:
+    """Take the values of all initializers that the checkpoint may bring, so that nothing is folded with them.
+
+    Parameters have none (they are fake); persistent buffers have the ones they were built with, which are returned:
+    they hold if the checkpoint brings no others.
+    """
+    defaults: dict[str, ir.TensorProtocol] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        raw = getattr(tensor, "raw", None)
+        fake = hasattr(raw, "fake_mode") or getattr(raw, "is_meta", False)
+        if tensor is None or not (fake or name in streamed):
+            continue
+        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape), None
+        if not fake:
+            defaults[name] = tensor
+    return defaults
+
+
 def place_initializers(model: ir.Model, data: ExternalData) -> dict[str, ir.TensorProtocol]:
     """Give every large initializer its place in `data` and refer to it; return those whose values are here."""
     ready: dict[str, ir.TensorProtocol] = {}
@@ -119,13 +139,18 @@ def place_initializers(model: ir.Model, data: ExternalData) -> dict[str, ir.Tens
 def write_weights(
     data: ExternalData,
     ready: Mapping[str, ir.TensorProtocol],
+    defaults: Mapping[str, ir.TensorProtocol],
     stream: Callable[[Callable[[str, Any], None]], None],
     aliases: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """Write what is here, then what the stream brings; complain about what never came. `aliases` maps a parameter's
+    """Write what is here, then what the stream brings, then the defaults of what it did not; complain about what is
+    missing still. `aliases` maps a parameter's
     name to all the names that its storage may have in the graph."""
+    def write(name: str, tensor: ir.TensorProtocol) -> None:
+        data.write(name, torch.from_numpy(np.array(tensor.numpy())))
+
     for name, tensor in ready.items():
-        data.write(name, torch.from_numpy(tensor.numpy().copy()))
+        write(name, tensor)
 
     def sink(name: str, tensor: Any) -> None:
         for target in aliases.get(name, ()):
@@ -133,6 +158,8 @@ def write_weights(
                 data.write(target, tensor)
 
     stream(sink)
+    for name in (defaults.keys() & data.places.keys()) - data.written:
+        write(name, defaults[name])
     missing = sorted(set(data.places) - data.written)
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")

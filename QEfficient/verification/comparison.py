@@ -44,7 +44,8 @@ class Comparison:
         """What is wrong, in one clause."""
         if self.first_difference is None:
             return f"logits off by {percent(self.relative_error)} of their spread from step {self.first_error} on"
-        return f"another token in step {self.first_difference}, logits off by {percent(self.relative_error)} of their spread"
+        off = f"logits off by {percent(self.relative_error)} of their spread"
+        return f"another token in step {self.first_difference}, {off}"
 
 
 def percent(part: float) -> str:
@@ -95,7 +96,8 @@ def _spread(logits: np.ndarray) -> np.ndarray:
     known = np.isfinite(logits)
     high = np.where(known, logits, -np.inf).max(1)
     low = np.where(known, logits, np.inf).min(1)
-    return np.maximum(high - low, np.finfo(np.float32).tiny)
+    spread: np.ndarray = np.maximum(high - low, np.finfo(np.float32).tiny)
+    return spread
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`verify`: Hugging Face eager, the transformed module and the program on a device give the same logits.
 
 1. open       the model, or the artifact and the model that it was made from
-2. expect     Hugging Face eager in float32, greedily, without a cache
-3. compile    the program, or take that of the artifact
+2. compile    the program, or take that of the artifact
+3. expect     Hugging Face eager in float32, greedily, without a cache
 4. compare    each stage fed with the expected tokens, all prompts through one engine
 5. torture    the cache of each stage
 6. locate     the stage and the layer where they part, if they do
@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,23 +20,26 @@ from typing import Any
 
 import numpy as np
 
-from QEfficient.devices import Device, Session, device_class, get_device
+from QEfficient.devices import Device, Limits, Session, get_device
 from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.devices.slotted import SlottedSession, slotted_limits
 from QEfficient.errors import PromptError
+from QEfficient.generation.request import Request
+from QEfficient.generation.scheduler import Scheduler
 from QEfficient.program import CompiledProgram, GraphSpec
 from QEfficient.transformers.models.stages import versions
-from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.transform import retain
 from QEfficient.verification.comparison import NEAR_TIE, TOLERANCE, compare
 from QEfficient.verification.eager import Expected, all_logits, expect, load_eager, twin
 from QEfficient.verification.forced import forced_logits
 from QEfficient.verification.locate import Place, locate_in_module, locate_in_program
-from QEfficient.verification.module_session import ModuleSession
+from QEfficient.verification.module_session import ModuleSession, StatefulModule
 from QEfficient.verification.report import Check, Report, StageResult, report_path
 from QEfficient.verification.target import Target, open_target
 from QEfficient.verification.tiny_models import prompts as random_prompts
 from QEfficient.verification.torture import Bench, torture
+
+logger = logging.getLogger(__name__)
 
 TOLERANCES = {"float32": TOLERANCE, "float16": 2e-2, "bfloat16": 1e-1}
 """By the dtype of the program; Hugging Face runs in float32 in any case."""
@@ -64,25 +68,24 @@ def verify(
 ) -> Report:
     """Compare the stages of a model (name, folder, `demo`, object) or of an artifact (its folder).
 
-    `options` are further ones of `compile` (`prefill_seq_len`, `batch_size`, the device's own) and of `from_pretrained`.
+    `options`: more of `compile` (`prefill_seq_len`, `batch_size`, the device's own) and of `from_pretrained`.
     The program is exported and compiled in the usual store; the report is written beside it and returned.
     """
     start = time.perf_counter()
     progress("open")
-    opened = open_target(target, options or {})
+    opened = open_target(target, options or {}, device)
     model = load_eager(opened.source)
     ids = _prompt_ids(prompts, opened, model)
-    progress("expect")
-    expected = [expect(model, prompt, new_tokens) for prompt in ids]
     compiled = opened.compile(device, continuous_batching, ctx_len, max(len(p) for p in ids) + new_tokens, progress)
-    ladder = Ladder(model, compiled, _device(compiled, device), expected)
+    progress("expect")
+    expected = _expected(model, ids, new_tokens, slotted_limits(compiled.spec))
+    ladder = Ladder(model, compiled, get_device(compiled.device), expected)
     report = ladder.report(start, progress)
-    report.write(report_path(compiled.folder))
+    try:
+        report.write(report_path(compiled.folder))
+    except OSError as error:
+        logger.warning("the report could not be kept beside %s: %s", compiled.folder, error)
     return report
-
-
-def _device(compiled: CompiledProgram, asked: str | None) -> Device:
-    return device_class(compiled.device)() if compiled.device != asked else get_device(asked)
 
 
 def _prompt_ids(prompts: Any, opened: Target, model: Any) -> list[list[int]]:
@@ -90,15 +93,21 @@ def _prompt_ids(prompts: Any, opened: Target, model: Any) -> list[list[int]]:
     tokenizer = opened.tokenizer()
     if prompts is None and tokenizer is None:
         return random_prompts(model)
-    found = []
-    for prompt in TEXTS if prompts is None else prompts:
-        if isinstance(prompt, str) and tokenizer is None:
-            raise PromptError("the model has no tokenizer beside it: give prompts as lists of token ids.")
-        assert tokenizer is not None or not isinstance(prompt, str)
-        found.append(tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else [int(token) for token in prompt])
+    given = TEXTS if prompts is None else prompts
+    if tokenizer is None and any(isinstance(prompt, str) for prompt in given):
+        raise PromptError("the model has no tokenizer beside it: give prompts as lists of token ids.")
+    encode: Any = tokenizer
+    found = [encode(prompt)["input_ids"] if isinstance(prompt, str) else list(map(int, prompt)) for prompt in given]
     if not found or not all(found):
         raise PromptError("each prompt must have at least one token, and there must be at least one prompt.")
     return found
+
+
+def _expected(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int, limits: Limits) -> list[Expected]:
+    """What Hugging Face says, as far as the context reaches."""
+    for prompt in prompts:
+        Scheduler(limits).check(Request(tuple(prompt)))
+    return [expect(model, prompt, min(new_tokens, limits.ctx_len - len(prompt))) for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,11 @@ class Ladder:
         dtype = compiled.program.dtype
         self._tolerance = TOLERANCES[dtype]
         self._near_tie = NEAR_TIE if dtype == "float32" else self._tolerance
+        self._limits: dict[str, Limits] = {}
         self._program_stage = f"program on {device.name}"
 
     @cached_property
-    def retained(self) -> RetainedModule:
+    def retained(self) -> StatefulModule:
         """The retained module over the weights of the reference; rolling where the program's states roll."""
         return retain(twin(self._model), rolling=bool(self._graph.windows))
 
@@ -135,13 +145,17 @@ class Ladder:
     def _open_module(self, poison: bool = False, states: Mapping[str, np.ndarray] | None = None) -> ModuleSession:
         return ModuleSession(self.retained, self._graph, self._compiled.spec, poison, states)
 
+    def _open_twin(self, states: Mapping[str, np.ndarray]) -> ModuleSession:
+        return self._open_module(states=states)
+
     def _open_program(self, poison: bool = False) -> Session | None:
         if not poison:
             return self._device.load(self._compiled)
         return ReferenceDevice(poison=True).load(self._compiled) if isinstance(self._device, ReferenceDevice) else None
 
     def report(self, start: float, progress: Progress) -> Report:
-        results, checks = [], []
+        results: list[StageResult] = []
+        checks: list[Check] = []
         for stage in self.stages():
             progress(f"compare {stage.name}")
             results += self._compared(stage)
@@ -168,6 +182,7 @@ class Ladder:
         session = stage.open(False)
         assert session is not None
         with session:
+            self._limits[stage.name] = session.limits
             found = forced_logits(session, self._expected)
         pairs = zip(self._expected, found, strict=True)
         return [
@@ -185,7 +200,7 @@ class Ladder:
             stage=stage.name,
             open=stage.open,
             reference=self._reference,
-            limits=slotted_limits(self._compiled.spec),
+            limits=self._limits[stage.name],
             pool=sorted({token for e in self._expected for token in e.prompt}),
             windows=sorted({size for rule in rules for size in (rule.window, rule.chunk) if size}),
             tolerance=self._tolerance,
@@ -196,7 +211,8 @@ class Ladder:
 
     def _parting(self, results: Sequence[StageResult], checks: Sequence[Check]) -> str:
         """One clause about the first stage that fails: what it parts from, and where."""
-        failed = [r for r in (*results, *checks) if r.passed is False]
+        everything: list[StageResult | Check] = [*results, *checks]
+        failed = [result for result in everything if result.passed is False]
         if not failed:
             return ""
         stage = MODULE if any(r.stage == MODULE for r in failed) else self._program_stage
@@ -221,11 +237,8 @@ class Ladder:
 
     def _located(self, stage: str, tokens: Sequence[int], singly: int) -> Place | None:
         if stage == MODULE:
-            with self._open_module() as session:
-                return locate_in_module(self._model, session, tokens, singly)
-        program = self._device.load(self._compiled)
-        with program:
+            return locate_in_module(self._model, self._open_module(), tokens, singly)
+        with self._device.load(self._compiled) as program:
             if not isinstance(program, SlottedSession):
                 return None
-            open_twin = lambda states: self._open_module(states=states)  # noqa: E731
-            return locate_in_program(program, open_twin, self._graph, tokens, singly)
+            return locate_in_program(program, self._open_twin, self._graph, tokens, singly)

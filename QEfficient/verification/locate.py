@@ -140,17 +140,17 @@ def locate_in_program(
     before = program.states()
     if not before:
         return None
-    with module(before) as twin:
-        for row in rows_of(0, tokens, program.limits.chunk, singly):
-            batch = Batch((row,))
-            found, wanted = program.run(batch), twin.run(batch)
-            place = _first_state(graph, before, twin.states(), program.states(), _when(row))
-            if place is not None:
-                return place
-            error = _error(np.zeros_like(wanted), wanted, found)
-            if error > TOLERANCE:
-                return Place(None, "logits, after the last layer", error, _when(row))
-            before = twin.states()
+    twin = module(before)
+    for row in rows_of(0, tokens, program.limits.chunk, singly):
+        batch = Batch((row,))
+        found, wanted = program.run(batch), twin.run(batch)
+        place = _first_state(graph, before, twin.states(), program.states(), _when(row))
+        if place is not None:
+            return place
+        error = _error(np.zeros_like(wanted), wanted, found)
+        if error > TOLERANCE:
+            return Place(None, "logits, after the last layer", error, _when(row))
+        before = twin.states()
     return None
 
 

@@ -35,7 +35,7 @@ NEW_TOKENS = 24
 CLOSE = 2e-2
 """Largest error, as a part of the spread of the logits, that is still called close."""
 GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 8, "ctx_len": 64, "device": "reference", "num_threads": 1}
-WAYS: Mapping[str, Mapping[str, int]] = {
+WAYS: Mapping[str, Mapping[str, Any]] = {
     "static batch": {"batch_size": 3},
     "continuous batching": {"full_batch_size": 2},
 }
@@ -113,16 +113,17 @@ def _checked(model_type: str) -> Outcome:
     model = tiny_model(model_type)
     expected = [expect(model, prompt, NEW_TOKENS) for prompt in prompts(model)]
     found: dict[str, list[Comparison]] = {}
-    states = ""
+    outcome = Outcome(model_type, "")
     for way, geometry in WAYS.items():
         with tempfile.TemporaryDirectory(prefix="qefficient-") as folder:
             compiled = _compiled(model, geometry, Path(folder))
-            states = _states(compiled)
+            states, note = _states(compiled)
+            outcome = replace(outcome, states=states, reason=note)
             found[way] = _compared(compiled, expected)
-    return _judged(Outcome(model_type, "", states), found, expected)
+    return _judged(outcome, found, expected)
 
 
-def _compiled(model: Any, geometry: Mapping[str, int], folder: Path) -> CompiledProgram:
+def _compiled(model: Any, geometry: Mapping[str, Any], folder: Path) -> CompiledProgram:
     wrapped = QEFFAutoModelForCausalLM(model, continuous_batching="full_batch_size" in geometry)
     wrapped.export(folder / "exported")
     return load_compiled(wrapped.compile(compile_dir=folder / "compiled", **geometry, **GEOMETRY))
@@ -135,9 +136,11 @@ def _compared(compiled: CompiledProgram, expected: Sequence[Expected]) -> list[C
     return [compare(e.logits, found) for e, found in zip(expected, logits, strict=True)]
 
 
-def _states(compiled: CompiledProgram) -> str:
+def _states(compiled: CompiledProgram) -> tuple[str, str]:
+    """How its layers keep their state, and what the export had to say about it."""
     ways = compiled.program.report.get("states", {})
-    return ", ".join(f"{count} {way}" for way, count in ways.items())
+    states = ", ".join(f"{count} {way}" for way, count in ways.items() if isinstance(count, int))
+    return states, str(ways.get("reason", ""))
 
 
 def _judged(outcome: Outcome, found: Mapping[str, list[Comparison]], expected: Sequence[Expected]) -> Outcome:
@@ -150,14 +153,15 @@ def _judged(outcome: Outcome, found: Mapping[str, list[Comparison]], expected: S
     outcome = replace(outcome, error=max(c.relative_error for _, c in named))
     failed = [(name, c) for name, c in named if not c.passed]
     if not failed:
-        return replace(outcome, level="exact", reason=_remark([c for _, c in named]))
+        remarks = (outcome.reason, _ties([c for _, c in named]))
+        return replace(outcome, level="exact", reason="; ".join(filter(None, remarks)))
     if all(c.relative_error < CLOSE and c.worst_gap < CLOSE for _, c in failed):
         return replace(outcome, level="close", reason=_close([c for _, c in named]))
     name, worst = failed[0]
     return replace(outcome, level="wrong", reason=f"{name}: {worst.describe()}")
 
 
-def _remark(comparisons: Sequence[Comparison]) -> str:
+def _ties(comparisons: Sequence[Comparison]) -> str:
     ties = sum(c.ties for c in comparisons)
     return f"{ties} of {sum(c.steps for c in comparisons)} steps are ties of two tokens" if ties else ""
 
@@ -177,9 +181,9 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# Causal language models",
         "",
-        "Written by `qefficient models --test`: a tiny random model of every type goes through export and the reference",
-        f"device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a static batch and",
-        "with continuous batching in two slots, prefilled in chunks of eight tokens.",
+        "Written by `qefficient models --test`: a tiny random model of every type goes through export and the",
+        f"reference device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a",
+        "static batch and with continuous batching in two slots, prefilled in chunks of eight tokens.",
         "",
         f"**{len(outcomes)} types: {summary}.** Versions: {used}.",
         "",

@@ -12,7 +12,10 @@ from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import DeviceError, VerificationError
 from QEfficient.program import GraphSpec
 from QEfficient.specs import CompileSpec
+from QEfficient.transformers.replay import ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
+
+StatefulModule = RetainedModule | ReplayModule
 
 
 class ModuleSession(SlottedSession):
@@ -20,7 +23,7 @@ class ModuleSession(SlottedSession):
 
     def __init__(
         self,
-        module: RetainedModule,
+        module: StatefulModule,
         graph: GraphSpec,
         spec: CompileSpec,
         poison: bool = False,
@@ -31,7 +34,7 @@ class ModuleSession(SlottedSession):
             raise VerificationError(
                 f"the transformed module keeps {len(module.plans)} states, the program {len(graph.states)}."
             )
-        self.module: RetainedModule | None = module
+        self.module: StatefulModule | None = module
         self._names = [state.tensor.name for state in graph.states]
         symbols = spec.specializations(graph.windows)[-1].symbols
         shapes = [state.tensor.resolve(symbols) for state in graph.states]

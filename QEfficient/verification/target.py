@@ -1,4 +1,4 @@
-"""What is verified: a model that is yet to be exported, or an artifact together with the model that it was made from."""
+"""What is verified: a model that is yet to be exported, or an artifact and the model that it was made from."""
 
 from __future__ import annotations
 
@@ -50,10 +50,12 @@ class Target:
         if self.compiled is not None:
             self._refuse_geometry(device, continuous_batching, ctx_len)
             return self.compiled
-        program = self.program or self._exported(bool(continuous_batching or self.geometry.get("full_batch_size")), progress)
+        wants_slots = bool(continuous_batching or self.geometry.get("full_batch_size"))
+        program = self.program or self._exported(wants_slots, progress)
         batches = program.graphs["lm"].spec.continuous_batching
         if continuous_batching is not None and continuous_batching != batches:
-            raise OptionError(f"continuous_batching={continuous_batching} was asked for, but the program is the other kind.")
+            kind = "with" if batches else "without"
+            raise OptionError(f"the program in {program.folder} was exported {kind} continuous batching.")
         chosen = get_device(device)
         progress("compile")
         length = ctx_len or max(SHORTEST_CONTEXT, -(-needed // 8) * 8)
@@ -75,10 +77,9 @@ class Target:
     def _refuse_geometry(self, device: str | None, continuous_batching: bool | None, ctx_len: int | None) -> None:
         assert self.compiled is not None
         spec = self.compiled.spec
-        there = {"device": self.compiled.device, "continuous_batching": spec.continuous_batching, "ctx_len": spec.ctx_len}
         asked = {"device": device, "continuous_batching": continuous_batching, "ctx_len": ctx_len, **self.geometry}
         for name, value in asked.items():
-            found = there.get(name, getattr(spec, name, None))
+            found = self.compiled.device if name == "device" else getattr(spec, name, spec.device_options.get(name))
             if value is not None and value != found:
                 raise OptionError(
                     f"{name}={value!r} was asked for, but the program in {self.compiled.folder} is compiled for"
@@ -86,9 +87,10 @@ class Target:
                 )
 
 
-def open_target(target: Any, options: Mapping[str, Any]) -> Target:
-    """Find out what `target` is; refuses what cannot be verified."""
-    geometry = {name: value for name, value in options.items() if _is_geometry(name)}
+def open_target(target: Any, options: Mapping[str, Any], device: str | None) -> Target:
+    """Find out what `target` is, and which options are for `compile`; refuses what cannot be verified."""
+    known = {*_shape_names(), *FOREIGN_OPTIONS, *get_device(device).options}
+    geometry = {name: value for name, value in options.items() if name in known}
     rest = {name: value for name, value in options.items() if name not in geometry}
     if isinstance(target, ModelSource):
         return Target(target, geometry=geometry)
@@ -102,10 +104,6 @@ def _shape_names() -> set[str]:
     return {f.name for f in fields(CompileSpec)} - {"device_options"}
 
 
-def _is_geometry(name: str) -> bool:
-    return name in _shape_names() or name in FOREIGN_OPTIONS or name == "num_threads"
-
-
 def _open_artifact(folder: Path, options: dict[str, Any], geometry: dict[str, Any]) -> Target:
     folder = ArtifactStore().open(folder)
     kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind")
@@ -114,7 +112,7 @@ def _open_artifact(folder: Path, options: dict[str, Any], geometry: dict[str, An
     name = program.model.source
     if name == "object":
         raise ArtifactError(
-            f"{folder} was made from a model object, so there is nothing to compare it with. Verify that object instead."
+            f"{folder} was made from a model object, which is not there to compare it with. Verify that object instead."
         )
     source = open_source(name, transformers.AutoModelForCausalLM, {"dtype": program.dtype, **options})
     _check_weights(program, source)
@@ -129,5 +127,5 @@ def _check_weights(program: ExportedProgram, source: ModelSource) -> None:
         return
     if record.get("weights") != plain(source.weights.identity()):
         raise ArtifactError(
-            f"the checkpoint of '{source.name}' is not the one that {program.folder} was exported from. Export it again."
+            f"the checkpoint '{source.name}' is not the one that {program.folder} was exported from. Export it again."
         )

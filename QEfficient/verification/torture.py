@@ -1,7 +1,7 @@
 """Trials of the cache: where caches go wrong, each against Hugging Face.
 
-Every trial opens a session of its own, feeds it through `Batch` and `Row` alone, and compares each logits row that comes
-back with Hugging Face's at the same position of the same tokens.
+Every trial opens a session of its own, feeds it through `Batch` and `Row` alone, and compares each logits row that
+comes back with Hugging Face's at the same position of the same tokens.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Findings:
             self.problem, self.tokens = problem, tuple(tokens)
 
     def check(self, name: str) -> Check:
-        passed = None if self.skipped else not self.problem
+        passed = False if self.problem else None if self.skipped else True
         return Check(self.bench.stage, name, passed, self.error, self.problem or self.skipped, self.tokens)
 
 

@@ -143,7 +143,6 @@ class QEFFAutoModel:
             logger.info("of %s the part %s is exported.", type(skeleton).__name__, type(part).__name__)
         module = FeatureModule(part, self._pooling)
         graph = module.signature(mode, causal=self._facts.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        limits = {"seq_len": self._facts.max_positions} if self._facts.max_positions else {}
         source = Source(
             module=module,
             graph=graph,
@@ -151,7 +150,7 @@ class QEFFAutoModel:
             stream=lambda sink: self._source.weights.stream(skeleton, sink),
             aliases=tensor_aliases(skeleton, module),
             notes={"part": type(part).__name__},
-            trace=functools.partial(trace_stateless, limits=limits),
+            trace=trace_stateless,
         )
         return source, graph
 
