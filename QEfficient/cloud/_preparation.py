@@ -116,7 +116,8 @@ class Preparation:
         return load_compiled(folder)
 
     def _compile(self, model: Any, device: Device, spec: CompileSpec) -> Path:
-        model.export(**self._graph)
+        exported = Path(model.export(**self._graph)).parent
+        self._requests(export_dir=None).keep("exported", exported)
         folder: Path = model.compile(
             compile_dir=self._arguments.compile_dir,
             prefill_seq_len=spec.prefill_seq_len,
@@ -130,6 +131,9 @@ class Preparation:
         return folder
 
     def _requests(self, **more: Any) -> Requests:
+        for folder in ("export_dir", "compile_dir"):
+            if more.get(folder):
+                more[folder] = str(Path(more[folder]).expanduser().absolute())
         options = {**self._source, **self._graph, "continuous_batching": self._batching, **more}
         return Requests(self._store, self.name, options)
 

@@ -60,10 +60,10 @@ class Requests:
 
 def _files(model: str) -> list[tuple[str, int, int, int]] | None:
     """Name, size and times of every file of a local model; None if it is not local."""
-    folder = demo_folder() if model == DEMO_NAME else Path(model).expanduser()
+    folder = demo_folder() if model == DEMO_NAME else Path(model).expanduser().absolute()
     if not (folder / "config.json").is_file():
         return None
-    found = []
+    found = [(str(folder), 0, 0, 0)]
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             stat = path.stat()

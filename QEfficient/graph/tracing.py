@@ -19,6 +19,8 @@ from QEfficient.program import GraphSpec, TensorSpec
 
 EXAMPLE_SIZES = {"batch_size": 2, "seq_len": 8, "ctx_len": 64, "full_batch_size": 3}
 """Sizes to trace with: none of them 1, and no two alike, so that no size is taken for another."""
+LARGEST = 1 << 24
+"""Bound of a size that nothing bounds."""
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
 
 
@@ -100,9 +102,13 @@ def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
     return model
 
 
-def trace_stateless(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
-    """The graph of a module that keeps nothing between calls and takes its inputs in the contract's order."""
-    dynamic = tuple(symbolic(tensor) for tensor in spec.inputs)
+def trace_stateless(module: torch.nn.Module, spec: GraphSpec, longest: int | None = None) -> ir.Model:
+    """The graph of a module that keeps nothing between calls and takes its inputs in the contract's order.
+
+    Sizes are named here, so that a loop over the tokens is refused: the sizes of `symbolic` let it be unrolled.
+    """
+    sizes = {"batch_size": Dim("batch_size", min=1, max=LARGEST), "seq_len": Dim("seq_len", min=1, max=longest or LARGEST)}
+    dynamic = tuple({axis: sizes[str(size)] for axis, size in enumerate(tensor.shape)} for tensor in spec.inputs)
     model = to_onnx(module, tuple(example(tensor) for tensor in spec.inputs), dynamic, "the model")
     for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
         if all(node.op_type == "Shape" for node, _ in value.uses()):

@@ -32,6 +32,7 @@ from QEfficient.transformers.transform import retain
 from QEfficient.verification.comparison import NEAR_TIE, TOLERANCE, compare
 from QEfficient.verification.eager import Expected, all_logits, expect, load_eager, twin
 from QEfficient.verification.forced import forced_logits
+from QEfficient.verification.locate import TOLERANCE as STATE_TOLERANCE
 from QEfficient.verification.locate import Place, locate_in_module, locate_in_program
 from QEfficient.verification.module_session import ModuleSession, StatefulModule
 from QEfficient.verification.report import Check, Report, StageResult, report_path
@@ -241,4 +242,5 @@ class Ladder:
         with self._device.load(self._compiled) as program:
             if not isinstance(program, SlottedSession):
                 return None
-            return locate_in_program(program, self._open_twin, self._graph, tokens, singly)
+            tolerance = max(STATE_TOLERANCE, self._near_tie)
+            return locate_in_program(program, self._open_twin, self._graph, tokens, singly, tolerance)

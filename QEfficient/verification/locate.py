@@ -135,6 +135,7 @@ def locate_in_program(
     graph: GraphSpec,
     tokens: Sequence[int],
     singly: int,
+    tolerance: float = TOLERANCE,
 ) -> Place | None:
     """The first state in which the program differs from the retained module, which `module` opens on given states."""
     before = program.states()
@@ -144,11 +145,11 @@ def locate_in_program(
     for row in rows_of(0, tokens, program.limits.chunk, singly):
         batch = Batch((row,))
         found, wanted = program.run(batch), twin.run(batch)
-        place = _first_state(graph, before, twin.states(), program.states(), _when(row))
-        if place is not None:
-            return place
+        for place in _state_errors(graph, before, twin.states(), program.states(), _when(row)):
+            if place.error > tolerance:
+                return place
         error = _error(np.zeros_like(wanted), wanted, found)
-        if error > TOLERANCE:
+        if error > tolerance:
             return Place(None, "logits, after the last layer", error, _when(row))
         before = twin.states()
     return None
@@ -158,19 +159,17 @@ def _when(row: Row) -> str:
     return f"in the run of positions {row.start} to {row.start + len(row.tokens) - 1}"
 
 
-def _first_state(
+def _state_errors(
     graph: GraphSpec,
     before: dict[str, np.ndarray],
     wanted: dict[str, np.ndarray],
     found: dict[str, np.ndarray],
     when: str,
-) -> Place | None:
+) -> Iterator[Place]:
+    """Every state in the order of the layers."""
     for state in sorted(graph.states, key=lambda s: s.layer):
         name = state.tensor.name
-        error = _error(before[name], wanted[name], found[name])
-        if error > TOLERANCE:
-            return Place(state.layer, name, error, when)
-    return None
+        yield Place(state.layer, name, _error(before[name], wanted[name], found[name]), when)
 
 
 def _error(before: np.ndarray, wanted: np.ndarray, found: np.ndarray) -> float:

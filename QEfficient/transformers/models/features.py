@@ -150,7 +150,7 @@ class QEFFAutoModel:
             stream=lambda sink: self._source.weights.stream(skeleton, sink),
             aliases=tensor_aliases(skeleton, module),
             notes={"part": type(part).__name__},
-            trace=trace_stateless,
+            trace=functools.partial(trace_stateless, longest=self._facts.max_positions),
         )
         return source, graph
 

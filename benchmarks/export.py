@@ -1,0 +1,136 @@
+"""The cost of an export: seconds and peak memory, beside `transformers.exporters.OnnxExporter`, interleaved.
+
+    python -m benchmarks.export                 a Llama-3.2-1B-shaped bfloat16 checkpoint, both exporters, 3 rounds
+    python -m benchmarks.export --shape 8b      an 8B-shaped one in shards, ours alone (the peer would need its weights in memory)
+
+The checkpoint is made on the spot with random weights. Each export runs in a process of its own; the peak is that
+process's largest resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+SHAPES = {
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+}
+OURS = """
+import sys
+from QEfficient import QEFFAutoModelForCausalLM
+print(QEFFAutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="bfloat16").export())
+"""
+PEER = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
+ids = torch.ones((2, 8), dtype=torch.long)
+inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic=True)).save_pretrained(sys.argv[2])
+"""
+
+
+def make_checkpoint(shape: str, folder: Path, shard_bytes: int = 4 * 2**30) -> int:
+    """Random weights of a shape, written shard by shard; returns the bytes."""
+    config = LlamaConfig(**SHAPES[shape], architectures=["LlamaForCausalLM"], dtype="bfloat16")
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        names = {n: t.shape for n, t in LlamaForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        del names["lm_head.weight"]
+    shards: list[dict[str, torch.Size]] = [{}]
+    for name, size in names.items():
+        if 2 * sum(s.numel() for s in shards[-1].values()) + 2 * size.numel() > shard_bytes:
+            shards.append({})
+        shards[-1][name] = size
+    index = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        save_file({n: torch.randn(s).mul_(0.02).bfloat16() for n, s in shard.items()}, folder / file, {"format": "pt"})
+        index.update(dict.fromkeys(shard, file))
+    total = 2 * sum(size.numel() for size in names.values())
+    if len(shards) > 1:
+        record = {"metadata": {"total_size": total}, "weight_map": index}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(record))
+    return total
+
+
+def measured(script: str, arguments: Sequence[str], store: Path) -> tuple[float, float]:
+    """Seconds and peak GB of one process."""
+    environment = {**os.environ, "QEFF_HOME": str(store)}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise RuntimeError(f"an export failed with status {status}")
+    return seconds, usage.ru_maxrss / 1e6
+
+
+def run(shape: str, rounds: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="benchmark-export-") as name:
+        folder = Path(name)
+        size = make_checkpoint(shape, folder / "model")
+        print(f"{shape}: checkpoint of {size / 1e9:.2f} GB, {torch.get_num_threads()} threads")
+        exporters = {"ours": OURS} if shape == "8b" else {"ours": OURS, "transformers.exporters": PEER}
+        results: dict[str, list[tuple[float, float]]] = {exporter: [] for exporter in exporters}
+        for turn in range(rounds):
+            for exporter, script in exporters.items():
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    out = [str(folder / "model"), str(Path(scratch) / "out")]
+                    results[exporter].append(measured(script, out, Path(scratch) / "store"))
+                seconds, peak = results[exporter][-1]
+                print(f"  round {turn + 1}, {exporter}: {seconds:.1f} s, {peak:.2f} GB", flush=True)
+        _summary(results)
+
+
+def _summary(results: dict[str, list[tuple[float, float]]]) -> None:
+    medians = {e: [statistics.median(column) for column in zip(*runs, strict=True)] for e, runs in results.items()}
+    for exporter, (seconds, peak) in medians.items():
+        print(f"{exporter}: median {seconds:.1f} s, {peak:.2f} GB")
+    if len(medians) == 2:
+        ours, peer = medians.values()
+        print(f"time {ours[0] / peer[0]:.2f} of the peer's, memory {ours[1] / peer[1]:.2f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args(arguments)
+    run(given.shape, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
