@@ -2,6 +2,7 @@
 
 QEfficientError
 ├── ModelError            the model cannot be found, read or understood
+│   ├── WrongTaskError            another auto-class is for this model              (also a TypeError)
 │   ├── UnsupportedModelError     an architecture (or checkpoint format) that cannot be made stateful; says what is missing
 │   └── WeightsError              weights are absent, incomplete or of another shape
 ├── OptionError           an argument is misspelt, contradictory or out of range   (also a ValueError)
@@ -32,6 +33,10 @@ class ModelError(QEfficientError):
 
 class UnsupportedModelError(ModelError, NotImplementedError):
     """The architecture or checkpoint format is not supported."""
+
+
+class WrongTaskError(ModelError, TypeError):
+    """The model is for another task than the auto-class."""
 
 
 class WeightsError(ModelError):

@@ -242,7 +242,9 @@ def load_exported(folder: Path) -> ExportedProgram:
 def load_compiled(folder: Path) -> CompiledProgram:
     """Read back a compiled program from its folder."""
     record = _read_manifest(folder, "compiled")
-    program = _exported_from(record["program"], Path(record["program_folder"]))
+    beside = folder.parent  # where it lies unless a compile_dir was given; the store may have been moved
+    place = beside if (beside / MANIFEST).is_file() else Path(record["program_folder"])
+    program = _exported_from(record["program"], place)
     spec = CompileSpec(**record["spec"])
     return CompiledProgram(folder, record["device"], spec, program, record["fingerprint"], record["report"])
 
@@ -250,6 +252,8 @@ def load_compiled(folder: Path) -> CompiledProgram:
 def load_encoder(folder: Path) -> CompiledEncoder:
     """Read back a compiled encoder from its folder."""
     record = _read_manifest(folder, _ENCODER_KIND)
-    program = _exported_from(record["program"], Path(record["program_folder"]))
+    beside = folder.parent  # where it lies unless a compile_dir was given; the store may have been moved
+    place = beside if (beside / MANIFEST).is_file() else Path(record["program_folder"])
+    program = _exported_from(record["program"], place)
     spec = EncodeSpec(**{**record["spec"], "seq_lens": tuple(record["spec"]["seq_lens"])})
     return CompiledEncoder(folder, record["device"], spec, program, record["fingerprint"], record["report"])

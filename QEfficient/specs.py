@@ -197,7 +197,7 @@ class SamplingParams:
         )
         for fine, sentence in checks:
             if not fine:
-                raise OptionError(f"{sentence}; got {self!r}.")
+                raise OptionError(f"{sentence}.")
 
     @property
     def greedy(self) -> bool:

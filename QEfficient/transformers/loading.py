@@ -171,6 +171,8 @@ def _explained(name: str, location: str, error: Exception) -> Exception:
         return ModelError(
             f"the model '{name}' is gated. Ask for access on its page, then log in (`hf auth login`) or pass token=."
         )
+    if "JSONDecodeError" in kinds or "not a valid JSON" in text:
+        return ModelError(f"the config.json of '{name}' is damaged: it is no valid JSON. Fetch the model again.")
     if "trust_remote_code" in text:
         return ModelError(
             f"the model '{name}' brings code of its own, which was not run. Read it, then pass trust_remote_code=True"

@@ -43,8 +43,16 @@ def retain(model: Any, rolling: bool = True) -> RetainedModule | ReplayModule:
     except Exception as error:  # whatever a model may trip over; what it was is kept and said
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         logger.warning("%s computes its whole context again at each step: %s", type(model).__name__, reason)
-        return ReplayModule(model, reason)
+        return _replayed(model, reason)
     return retained
+
+
+def _replayed(model: Any, reason: str) -> ReplayModule:
+    try:
+        return ReplayModule(model, reason)
+    except Exception as error:
+        name, text = type(model).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{name} cannot be traced: {text}. Nor can it keep its state: {reason}") from error
 
 
 def _retained(model: Any, rolling: bool) -> RetainedModule:

@@ -61,6 +61,8 @@ def small_encoder(model_type: str) -> Any:
     for part in (config, config.get_text_config()):
         if getattr(part, "pad_token_id", 0) is None:
             part.pad_token_id = 0
+        if getattr(part, "is_decoder", False):
+            part.is_decoder = False
     return drawn(AutoModel.from_config(config, attn_implementation="eager"))
 
 

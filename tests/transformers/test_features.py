@@ -279,8 +279,7 @@ def test_an_encoder_decoder_gives_its_encoder_and_says_so(caplog: pytest.LogCapt
 
 
 def test_an_encoders_own_checkpoint_needs_no_decoder(tmp_path: Path) -> None:
-    whole = small_encoder("t5")
-    encoder = drawn(transformers.T5EncoderModel(whole.config))
+    encoder = drawn(transformers.T5EncoderModel(small_encoder("t5").config))
     encoder.save_pretrained(tmp_path)
     output = QEFFAutoModel.from_pretrained(str(tmp_path)).generate(input_ids=ROWS)["output"]
     check_rows(encoder, output)

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Device, Session, get_device
-from QEfficient.errors import OptionError, did_you_mean
+from QEfficient.errors import OptionError, WrongTaskError, did_you_mean
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.text import TextGenerator, TokensOnly
@@ -309,7 +309,7 @@ def _facts(source: ModelSource) -> ModelFacts:
     """What the rest of the way needs to know; refuses classes that are no causal language models."""
     name = _class_name(source)
     if not name.endswith(("ForCausalLM", "LMHeadModel")) and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        raise TypeError(f"'{name or source.config.model_type}' is no causal language model: a class …ForCausalLM is needed.")
+        raise WrongTaskError(f"'{name or source.config.model_type}' is no causal language model: a class …ForCausalLM is needed.")
     text = source.config.get_text_config()
     generation = _generation_config(source)
     ends = getattr(generation, "eos_token_id", None)
