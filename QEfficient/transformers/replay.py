@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from QEfficient.operators.context import gather, scatter
-from QEfficient.transformers.observe import accepts
 from QEfficient.transformers.retained_module import LastRowOnly, last_row
 from QEfficient.transformers.retained_state import StatePlan
 
@@ -44,11 +43,9 @@ class ReplayModule(torch.nn.Module):
         slots = torch.arange(tokens.shape[1])
         live = slots <= position_ids.amax(dim=1, keepdim=True)
         places = torch.where(live, slots, -1)
-        arguments: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-        if accepts(self.model, "attention_mask"):
-            arguments["attention_mask"] = live.to(torch.int64)
+        # No mask for the slots behind the last: a causal model does not look there, and others are no such models
         with LastRowOnly(self.model, places) as selection:
-            logits = self.model(**arguments).logits
+            logits = self.model(input_ids=tokens, use_cache=False).logits
         return (logits if selection.done else last_row(logits, places), written)
 
     def notes(self) -> dict[str, Any]:
