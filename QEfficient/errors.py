@@ -3,7 +3,7 @@
 QEfficientError
 ├── ModelError            the model cannot be found, read or understood
 │   ├── WrongTaskError            another auto-class is for this model              (also a TypeError)
-│   ├── UnsupportedModelError     an architecture (or checkpoint format) that cannot be made stateful; says what is missing
+│   ├── UnsupportedModelError     an architecture or checkpoint format that is not supported; says why
 │   └── WeightsError              weights are absent, incomplete or of another shape
 ├── OptionError           an argument is misspelt, contradictory or out of range   (also a ValueError)
 ├── PromptError           a prompt is empty or does not fit the compiled program   (also a ValueError)

@@ -86,7 +86,8 @@ class CompileSpec:
             raise OptionError("kv_cache_batch_size needs continuous batching: give full_batch_size too.")
         if self.full_batch_size and self.kv_cache_batch_size and self.kv_cache_batch_size < self.full_batch_size:
             raise OptionError(
-                f"kv_cache_batch_size {self.kv_cache_batch_size} is smaller than full_batch_size {self.full_batch_size}."
+                f"kv_cache_batch_size {self.kv_cache_batch_size} is smaller than"
+                f" full_batch_size {self.full_batch_size}."
             )
 
     @property

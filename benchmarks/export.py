@@ -1,7 +1,7 @@
 """The cost of an export: seconds and peak memory, beside `transformers.exporters.OnnxExporter`, interleaved.
 
     python -m benchmarks.export                 a Llama-3.2-1B-shaped bfloat16 checkpoint, both exporters, 3 rounds
-    python -m benchmarks.export --shape 8b      an 8B-shaped one in shards, ours alone (the peer would need its weights in memory)
+    python -m benchmarks.export --shape 8b      an 8B-shaped one in shards, ours alone
 
 The checkpoint is made on the spot with random weights. Each export runs in a process of its own; the peak is that
 process's largest resident set.

@@ -32,10 +32,14 @@ def _check_states(graph: ir.Graph, spec: GraphSpec) -> None:
     for state in spec.states:
         value = inputs[state.input.name]
         if not value.uses():
-            raise ExportError(f"nothing reads the state '{state.input.name}': layer {state.layer} was traced without it.")
+            raise ExportError(
+                f"nothing reads the state '{state.input.name}': layer {state.layer} was traced without it."
+            )
         producer = outputs[state.output.name].producer()
         if producer is None or (producer.op_type == "Identity" and producer.inputs[0] is value):
-            raise ExportError(f"'{state.output.name}' is the state as it came in: layer {state.layer} never updates it.")
+            raise ExportError(
+                f"'{state.output.name}' is the state as it came in: layer {state.layer} never updates it."
+            )
 
 
 def _check_tokens(graph: ir.Graph) -> None:
@@ -53,6 +57,7 @@ def check_graph(model: ir.Model, spec: GraphSpec) -> None:
     _check_tokens(graph)
     _check_states(graph, spec)
     known = {(function.domain, function.name) for function in model.functions.values()}
-    for node in graph.all_nodes():
+    bodies = [node for function in model.functions.values() for node in function.all_nodes()]
+    for node in [*graph.all_nodes(), *bodies]:
         if node.domain and (node.domain, node.op_type) not in known:
             raise ExportError(f"the graph uses {node.domain}::{node.op_type}, which has no body.")

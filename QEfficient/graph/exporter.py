@@ -2,7 +2,7 @@
 
 1. trace      the module with fake weights, into a graph with the contract's names
 2. bodies     the Scan of every recurrent node, the portable body of every custom operator
-3. passes     fold, clean, and what the spec asks for
+3. passes     layers as functions if the spec asks for it; fold, clean, and what else it asks for
 4. check      the graph against its GraphSpec
 5. weights    streamed into external data
 6. write      the ONNX file
@@ -23,6 +23,7 @@ from QEfficient.errors import ExportError
 from QEfficient.graph import passes
 from QEfficient.graph.checks import check_graph
 from QEfficient.graph.recurrent import recurrent_function
+from QEfficient.graph.subfunctions import layers_to_functions
 from QEfficient.graph.tracing import trace_causal
 from QEfficient.graph.weights import ExternalData, place_initializers, withhold, write_weights
 from QEfficient.program import GraphSpec
@@ -50,9 +51,13 @@ class Source:
     """How the layers keep their state, for the manifest."""
     trace: Callable[[torch.nn.Module, GraphSpec], ir.Model] = trace_causal
     """Makes the graph of `module`, with the contract's names."""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    """Path in `module` → class name of every decoder layer, for sub-functions."""
 
 
-def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None) -> dict[str, float]:
+def write_program(
+    source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None
+) -> dict[str, float]:
     """Write `<stem>.onnx` and its data into `folder`; return the seconds of each stage."""
     seconds: dict[str, float] = {}
 
@@ -66,6 +71,8 @@ def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Prog
     model = stage("trace", lambda: source.trace(source.module, source.graph))
     defaults = withhold(model, source.module.state_dict().keys())
     stage("bodies", lambda: _add_recurrent(model, source))
+    if spec.subfunctions:
+        stage("subfunctions", lambda: layers_to_functions(model, source.layers))
     stage("passes", lambda: [run(model) for run in passes.passes_for(spec)])
     stage("check", lambda: check_graph(model, source.graph))
     stage("weights", lambda: _write_weights(model, source, spec, folder, defaults))
@@ -91,8 +98,17 @@ def _write_weights(
 def _save(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> None:
     model.ir_version = 10
     model.producer_name = "QEfficient"
-    model.metadata_props["qeff_transforms"] = ",".join(run.__name__ for run in passes.passes_for(spec))
+    first = [layers_to_functions] if spec.subfunctions else []
+    model.metadata_props["qeff_transforms"] = ",".join(run.__name__ for run in [*first, *passes.passes_for(spec)])
+    _forget_origins(model)
     path = folder / f"{source.stem}.onnx"
     ir.save(model, path)
     if path.stat().st_size >= 2**31:
         raise ExportError(f"{path.name} has {path.stat().st_size:,} bytes; ONNX files must stay below 2 GiB.")
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Drop the stack traces that the tracer left at each node: paths of this machine, and most of the file's size."""
+    for graph in [model.graph, *(function.graph for function in model.functions.values())]:
+        for node in graph.all_nodes():
+            node.metadata_props.clear()

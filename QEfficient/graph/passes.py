@@ -57,11 +57,13 @@ def _clipped(tensor: ir.TensorProtocol) -> ir.TensorProtocol | None:
     outside = (np.abs(values) > HALF_MAX) & (values != -np.inf)
     if not outside.any():
         return None
-    return ir.tensor(np.where(outside, np.clip(values, -HALF_MAX, HALF_MAX), values).astype(np.float32), name=tensor.name)
+    return ir.tensor(
+        np.where(outside, np.clip(values, -HALF_MAX, HALF_MAX), values).astype(np.float32), name=tensor.name
+    )
 
 
 def clip_to_half(model: ir.Model) -> None:
-    """Clip float constants to what float16 holds; a true minus infinity stays. Streamed weights clip as they are written."""
+    """Clip float constants to what float16 holds; minus infinity stays. Streamed weights clip as they are written."""
     for graph in [*model.graphs(), *(f.graph for f in model.functions.values())]:
         for value in getattr(graph, "initializers", {}).values():
             if value.const_value is not None:

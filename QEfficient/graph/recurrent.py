@@ -48,7 +48,9 @@ def recurrent_function(record: Any) -> ir.Function:
     carried = [outer("Gather", s, rows, axis=0) if rows is not None else s for s in states]
     for value, parameter in zip((inputs[f"parameter_{i}"] for i in range(len(parameters))), parameters, strict=True):
         ir.convenience.replace_all_uses_with(parameter, value)
-    scan = _scan(step, record, carried, [inputs[f"sequence_{i}"] for i in range(record.sequences)], inputs["position_ids"])
+    scan = _scan(
+        step, record, carried, [inputs[f"sequence_{i}"] for i in range(record.sequences)], inputs["position_ids"]
+    )
     outer.list.append(scan)
     new_states = list(scan.outputs[: record.states])
     if record.slots:
@@ -78,7 +80,9 @@ def _step_graph(record: Any) -> ir.Graph:
     return graph
 
 
-def _scan(step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[ir.Value], positions: ir.Value) -> ir.Node:
+def _scan(
+    step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[ir.Value], positions: ir.Value
+) -> ir.Node:
     body = _Nodes()
     carried = [ir.Value(name=f"carried_{i}") for i in range(record.states)]
     tokens = [ir.Value(name=f"token_{i}") for i in range(record.sequences)]
@@ -91,9 +95,7 @@ def _scan(step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[i
         step_inputs.append(body("Where", _shaped(body, starts, shape), nothing, value))
     for wanted, given in zip(list(step.inputs)[: len(step_inputs)], step_inputs, strict=True):
         ir.convenience.replace_all_uses_with(wanted, given)
-    results = [
-        step_inputs[list(step.inputs).index(r)] if r.is_graph_input() else r for r in step.outputs
-    ]
+    results = [step_inputs[list(step.inputs).index(r)] if r.is_graph_input() else r for r in step.outputs]
     nodes = list(step)
     step.outputs.clear()
     step.remove(nodes)
@@ -103,7 +105,9 @@ def _scan(step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[i
         new = body("CastLike", new, old)
         next_states.append(body("Where", _shaped(body, counts, shape), new, old))
     outputs = [body("Squeeze", r, axis) for r in results[: record.outputs]]
-    graph = ir.Graph([*carried, *tokens, position], [*next_states, *outputs], nodes=body.list, name=f"{record.name}_step")
+    graph = ir.Graph(
+        [*carried, *tokens, position], [*next_states, *outputs], nodes=body.list, name=f"{record.name}_step"
+    )
     return ir.node(
         "Scan",
         [*states, *sequences, positions],
@@ -120,5 +124,3 @@ def _scan(step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[i
 def _shaped(body: _Nodes, flags: ir.Value, shape: tuple[int, ...]) -> ir.Value:
     """`[rows]` flags with as many trailing axes as a state has."""
     return body("Reshape", flags, body.constant([-1] + [1] * len(shape)))
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, w
                 # sizes that a model compares (`min(top_k, length)`) must not narrow what the graph accepts
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
+            _refuse_fixed(traced)
             step = "translating"
             fixes.fix_traced(traced)
             program = torch.onnx.export(
@@ -77,9 +79,21 @@ def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, w
             )
             assert program is not None
             fixes.fix_translated(program)
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(f"{step} {what} failed: {_innermost(error)}") from error
     return program.model
+
+
+def _refuse_fixed(traced: torch.export.ExportedProgram) -> None:
+    """Refuse a trace that holds for the example sizes alone: a Python loop over tokens or blocks was unrolled."""
+    for node in traced.graph.nodes:
+        condition = node.args[0] if node.target is torch.ops.aten._assert_scalar.default else None
+        if isinstance(condition, torch.fx.Node) and condition.target is operator.eq:
+            fixed = [value for value in condition.args if isinstance(value, int) and value > 0]
+            if fixed:
+                raise ExportError(f"the model's code unrolls for one length only (a size must be {fixed[0]}).")
 
 
 def _innermost(error: BaseException) -> str:
@@ -107,7 +121,10 @@ def trace_stateless(module: torch.nn.Module, spec: GraphSpec, longest: int | Non
 
     Sizes are named here, so that a loop over the tokens is refused: the sizes of `symbolic` let it be unrolled.
     """
-    sizes = {"batch_size": Dim("batch_size", min=1, max=LARGEST), "seq_len": Dim("seq_len", min=1, max=longest or LARGEST)}
+    sizes = {
+        "batch_size": Dim("batch_size", min=1, max=LARGEST),
+        "seq_len": Dim("seq_len", min=1, max=longest or LARGEST),
+    }
     dynamic = tuple({axis: sizes[str(size)] for axis, size in enumerate(tensor.shape)} for tensor in spec.inputs)
     model = to_onnx(module, tuple(example(tensor) for tensor in spec.inputs), dynamic, "the model")
     for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
@@ -129,7 +146,7 @@ def name_ends(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[T
             node = ir.node("Identity", [value])
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
-            node.outputs[0].dtype = value.dtype
+            node.outputs[0].type = value.type
         _name(graph.outputs[index], wanted)
     for value, wanted in zip(graph.inputs, inputs, strict=True):
         _name(value, wanted)
@@ -137,7 +154,8 @@ def name_ends(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[T
 
 def _name(value: ir.Value, wanted: TensorSpec) -> None:
     for axis, size in enumerate(wanted.shape):
-        if value.is_graph_input() and isinstance(size, str) and isinstance(value.shape[axis], int):  # type: ignore[index]
-            raise ExportError(f"the model fixes the size '{size}' of '{wanted.name}' to {value.shape[axis]} when traced.")  # type: ignore[index]
+        found = value.shape[axis] if value.shape is not None else None
+        if value.is_graph_input() and isinstance(size, str) and isinstance(found, int):
+            raise ExportError(f"the model fixes the size '{size}' of '{wanted.name}' to {found} when traced.")
     value.name = wanted.name
     value.shape = ir.Shape(wanted.shape)

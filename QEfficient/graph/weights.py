@@ -112,7 +112,7 @@ def withhold(model: ir.Model, streamed: Collection[str]) -> dict[str, ir.TensorP
         fake = hasattr(raw, "fake_mode") or getattr(raw, "is_meta", False)
         if tensor is None or not (fake or name in streamed):
             continue
-        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape), None
+        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape.numpy()), None
         if not fake:
             defaults[name] = tensor
     return defaults
@@ -146,6 +146,7 @@ def write_weights(
     """Write what is here, then what the stream brings, then the defaults of what it did not; complain about what is
     missing still. `aliases` maps a parameter's
     name to all the names that its storage may have in the graph."""
+
     def write(name: str, tensor: ir.TensorProtocol) -> None:
         data.write(name, torch.from_numpy(np.array(tensor.numpy())))
 

@@ -2,9 +2,9 @@
 
     (q, k, v, past_key, past_value, position_ids[, batch_index][, sinks]) → (output, key', value')
 
-Attributes `scale`, `softcap`, `window`, `chunk` (0: not used). Which optional inputs and rules a node uses stands in its
-name (`CachedAttentionCBWindowed`), so each body holds only what it needs. A rolling buffer keeps position p in slot
-p mod slots and attends over [buffer as it was, new keys] before it writes; any other buffer is written first, then read.
+Attributes `scale`, `softcap`, `window`, `chunk` (0: not used). Which optional inputs and rules a node uses stands in
+its name (`CachedAttentionCBWindowed`), so each body holds only what it needs. A rolling buffer keeps position p in slot
+p mod slots and attends over [buffer as it was, new keys] before it writes; any other is written first, then read.
 """
 
 from __future__ import annotations
@@ -236,7 +236,11 @@ def _text(variant: Variant) -> str:
     optional = [n for n, used in (("batch_index", variant.slots), ("sinks", variant.sinks)) if used]
     inputs = ", ".join(["q", "k", "v", "past_key", "past_value", "position_ids", *optional])
     names = {"cb": "CB" if variant.slots else "", "rows": "batch_index, " if variant.slots else ""}
-    read = _ROLL.format(own_rows=_SLOT_ROWS if variant.slots else _OWN_ROWS, **names) if variant.rolling else _READ.format(**names)
+    read = (
+        _ROLL.format(own_rows=_SLOT_ROWS if variant.slots else _OWN_ROWS, **names)
+        if variant.rolling
+        else _READ.format(**names)
+    )
     scored, rules, visible = "scaled", [], "visible_causal"
     if variant.capped:
         scored = "capped"

@@ -29,12 +29,14 @@ def scatter(
     if not torch.compiler.is_exporting():
         return scatter_eager(data, position_ids, updates, batch_index)
     updates = updates.to(data.dtype)
-    if batch_index is None:
-        name, inputs = "CtxScatter", (data, position_ids, updates)
-    else:
-        name, inputs = "CtxScatterCB", (data, batch_index, position_ids, updates)
+    name = "CtxScatter" if batch_index is None else "CtxScatterCB"
+    rows = () if batch_index is None else (batch_index,)
     written: torch.Tensor = torch.onnx.ops.symbolic(
-        f"{CLOUD_DOMAIN}::{name}", inputs, dtype=data.dtype, shape=data.shape, version=1
+        f"{CLOUD_DOMAIN}::{name}",
+        (data, *rows, position_ids, updates),
+        dtype=data.dtype,
+        shape=data.shape,
+        version=1,
     )
     return written
 
@@ -50,12 +52,10 @@ def gather(data: torch.Tensor, position_ids: torch.Tensor, batch_index: torch.Te
         return rows.gather(2, expanded)
     length = torch.scalar_tensor(data.shape[2], dtype=torch.int64)
     shape = (position_ids.shape[0], *data.shape[1:])
-    if batch_index is None:
-        name, inputs = "CtxGather", (data, indices, length)
-    else:
-        name, inputs = "CtxGatherCB", (data, batch_index, indices, length)
+    name = "CtxGather" if batch_index is None else "CtxGatherCB"
+    place = () if batch_index is None else (batch_index,)
     read: torch.Tensor = torch.onnx.ops.symbolic(
-        f"{CLOUD_DOMAIN}::{name}", inputs, dtype=data.dtype, shape=shape, version=1
+        f"{CLOUD_DOMAIN}::{name}", (data, *place, indices, length), dtype=data.dtype, shape=shape, version=1
     )
     return read
 
@@ -119,7 +119,9 @@ def _ctx_scatter() -> str:
 
 @body(CLOUD_DOMAIN, "CtxScatterCB")
 def _ctx_scatter_cb() -> str:
-    return "CtxScatterCB (data, batch_index, position_ids, updates) => (output) " + _write("row = Identity(batch_index)")
+    return "CtxScatterCB (data, batch_index, position_ids, updates) => (output) " + _write(
+        "row = Identity(batch_index)"
+    )
 
 
 @body(CLOUD_DOMAIN, "CtxGather")

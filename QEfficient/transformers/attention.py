@@ -1,9 +1,10 @@
 """The attention and mask functions that transformers calls in place of its eager ones.
 
 They stand in under the name `eager`, and only while a retained module runs: models ask for that name in places, and a
-name of our own would send them down the paths of flash kernels. A mask is built from the retained positions, in full, so that whatever a model does with it stays right. What rule it
-follows (causal, window, chunk) is found by evaluating transformers' own predicate on a few positions. When the very
-same mask object reaches the attention function, the rule replaces it and the tensor is never used.
+name of our own would send them down the paths of flash kernels. A mask is built from the retained positions, in full,
+so that whatever a model does with it stays right. What rule it follows (causal, window, chunk) is found by evaluating
+transformers' own predicate on a few positions. When the very same mask object reaches the attention function, the rule
+replaces it and the tensor is never used.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _refuse_unknown(module: torch.nn.Module, keywords: dict[str, Any]) -> None:
     """A tensor that we would not use (a position bias, say) must not be dropped in silence."""
     for name, value in keywords.items():
         if isinstance(value, torch.Tensor) and name not in HARMLESS:
-            raise UnsupportedModelError(f"{type(module).__name__} hands '{name}' to its attention, which is not supported.")
+            raise UnsupportedModelError(
+                f"{type(module).__name__} hands '{name}' to its attention, which is not supported."
+            )
 
 
 def _plain(
@@ -152,9 +155,7 @@ def _with_zeros(function: Any) -> Any:
     if not isinstance(function, types.FunctionType) or function.__closure__ is None:
         return function
     cells = tuple(types.CellType(_with_zeros(cell.cell_contents)) for cell in function.__closure__)
-    return types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
-    )
+    return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
 
 
 @contextmanager

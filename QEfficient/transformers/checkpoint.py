@@ -7,9 +7,8 @@ read one group at a time. This is the only module that meets transformers' loadi
 
 from __future__ import annotations
 
+import inspect
 import json
-
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +117,8 @@ class MemoryTensor(LazyTensor):
 
     def blocks(self) -> Iterator[torch.Tensor]:
         flat = self.tensor.contiguous().reshape(-1)
-        yield from flat.split(max(1, BLOCK // flat.element_size()))
+        step = max(1, BLOCK // flat.element_size())
+        yield from (flat[start : start + step] for start in range(0, flat.numel(), step))
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -160,7 +160,7 @@ class LiveWeights:
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             for block in MemoryTensor(tensor).blocks():
-                digest.update(block.contiguous().view(torch.uint8).numpy())
+                digest.update(block.contiguous().view(torch.uint8).numpy().tobytes())
         return {"kind": "object", "sha256": digest.hexdigest()}
 
     def stream(self, skeleton: Any, sink: Sink) -> None:
@@ -189,10 +189,17 @@ class CheckpointWeights:
         mapping = get_model_conversion_mapping(skeleton)
         config = LoadStateDictConfig(dtype=None, weight_mapping=mapping)
         with _intercepted(sink):
-            info, _ = _result(core_model_loading.convert_and_load_state_dict_in_model(skeleton, self._open(), config))
+            info, _ = _result(_convert(skeleton, self._open(), config))
         problems = [str(e) for e in (*info.conversion_errors.values(), *info.error_msgs)]
         if problems:
             raise WeightsError(f"the checkpoint cannot be converted: {problems[0]}")
+
+
+def _convert(*args: Any) -> Any:
+    """transformers' conversion; older versions insist on being told how to spread the weights over devices."""
+    convert = core_model_loading.convert_and_load_state_dict_in_model
+    spread = {"tp_plan": None} if "tp_plan" in inspect.signature(convert).parameters else {}
+    return convert(*args, **spread)
 
 
 def _result(value: Any) -> tuple[Any, Any]:
@@ -240,5 +247,3 @@ def _intercepted(sink: Sink) -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(core_model_loading, name, value)
-
-

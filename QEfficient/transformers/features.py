@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_outputs import CausalLMOutput
 
 from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean
 from QEfficient.program import GraphSpec, TensorSpec
 from QEfficient.transformers.observe import accepts
+from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.signature import dtype_name
-from QEfficient.transformers.transform import EXPERTS
+from QEfficient.transformers.transform import EXPERTS, retain
 
 Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(last hidden states `[b, s, n]`, attention mask `[b, s]`) → `[b, n]`"""
 
 ROWS = ("batch_size", "seq_len")
+EXAMPLE = (2, 8)
 INPUTS = (TensorSpec("input_ids", "int64", ROWS), TensorSpec("attention_mask", "int64", ROWS))
 
 
@@ -82,11 +86,11 @@ def _names(code: types.CodeType) -> list[str]:
     return [*code.co_names, *inner]
 
 
-class _Neighbours(TorchDispatchMode):
+class _Neighbours(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes operations that mix a token with those beside it, whatever the attention mask says."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found = ""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -104,14 +108,18 @@ class FeatureModule(torch.nn.Module):
         super().__init__()
         self.model = model
         self.pooling = pooling
+        self.steps: Mapping[str, Any] = {}
+        """Bodies of recurrent nodes, filled while the module is traced."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden(input_ids, attention_mask)
+        return hidden if self.pooling is None else self.pooling(hidden, attention_mask)
+
+    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`[b, s, n]`"""
         stateless = {"use_cache": False} if accepts(self.model, "use_cache") else {}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **stateless)
-        hidden = getattr(output, "last_hidden_state", None)
-        if not isinstance(hidden, torch.Tensor):
-            raise UnsupportedModelError(f"{type(self.model).__name__} gives no last hidden state for each token.")
-        return hidden if self.pooling is None else self.pooling(hidden, attention_mask)
+        return _last_hidden(self.model, output)
 
     def signature(self, mode: FakeTensorMode, causal: bool = False) -> GraphSpec:
         """The graph's contract; the width is observed on fake tensors. Refuses models that padding would disturb, which
@@ -124,7 +132,7 @@ class FeatureModule(torch.nn.Module):
                 " padding would change what it answers."
             )
         rows: tuple[str, ...] = ROWS if self.pooling is None else ROWS[:1]
-        if tuple(output.shape[:-1]) != (2, 8)[: len(rows)]:
+        if tuple(output.shape[:-1]) != EXAMPLE[: len(rows)]:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} makes {list(output.shape)} of 2 rows with 8 tokens;"
                 f" {'one vector for each token' if self.pooling is None else 'one vector for each row'} was expected."
@@ -134,15 +142,72 @@ class FeatureModule(torch.nn.Module):
     def _observe(self, mode: FakeTensorMode, watch: TorchDispatchMode) -> torch.Tensor:
         try:
             with mode, watch, torch.no_grad():
-                output: torch.Tensor = self(*(torch.ones((2, 8), dtype=torch.int64) for _ in INPUTS))
+                return self._example_output(*(torch.ones(EXAMPLE, dtype=torch.int64) for _ in INPUTS))
         except UnsupportedModelError:
             raise
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            reason = f"what it computes depends on the content of its input in a way that no graph holds ({error})."
+            raise UnsupportedModelError(f"{type(self.model).__name__} cannot be traced: {reason}") from error
         except Exception as error:  # whatever the model, or the user's pooling, raises
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} could not be run on tokens and their mask alone: {reason}"
             ) from error
+
+    def _example_output(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self(input_ids, attention_mask)
         return output
+
+
+class RetainedFeatures(FeatureModule):
+    """The same of a causal model that loops over its tokens, which cannot be traced: the retained module has such loops
+    as nodes, and starts here from nothing each time."""
+
+    def __init__(self, model: Any, pooling: Pooling | None = None) -> None:
+        """`model` is changed in place."""
+        retained = retain(_Headless(model), rolling=False)
+        if not isinstance(retained, RetainedModule):
+            raise UnsupportedModelError(f"the state of {type(model).__name__} cannot be traced: {retained.reason}")
+        super().__init__(retained, pooling)
+        self.steps = retained.steps
+
+    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        positions = torch.where(attention_mask > 0, attention_mask.cumsum(1) - 1, -1)
+        rows, length = input_ids.shape
+        shapes = [(rows, *(length if size is None else size for size in plan.shape)) for plan in self.model.plans]
+        states = [torch.zeros(shape, dtype=plan.dtype) for shape, plan in zip(shapes, self.model.plans, strict=True)]
+        seen: list[torch.Tensor] = []
+        headless = self.model.model
+        note = headless.register_forward_hook(lambda _, __, output: seen.append(output.logits))
+        self.model(input_ids, positions, None, states)
+        note.remove()
+        return seen[-1]
+
+    def _example_output(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        dtype = next(self.model.parameters()).dtype
+        hidden = torch.ones((*EXAMPLE, self.model.vocab_size), dtype=dtype)
+        return hidden if self.pooling is None else self.pooling(hidden, attention_mask)
+
+
+class _Headless(torch.nn.Module):
+    """A model without a head in the place of a language model: its hidden states stand where logits would."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+        def forward(*inputs: Any, **arguments: Any) -> CausalLMOutput:
+            return CausalLMOutput(logits=_last_hidden(model, model(*inputs, **arguments)))
+
+        forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
+        self.forward = forward  # on the object: it takes what this very model takes
+
+
+def _last_hidden(model: Any, output: Any) -> torch.Tensor:
+    hidden = getattr(output, "last_hidden_state", None)
+    if not isinstance(hidden, torch.Tensor):
+        raise UnsupportedModelError(f"{type(model).__name__} gives no last hidden state for each token.")
+    return hidden
 
 
 def encoder_of(model: Any) -> Any:

@@ -18,10 +18,10 @@ from transformers.utils import cached_file
 
 from QEfficient.demo import DEMO_NAME, demo_folder
 from QEfficient.errors import ModelError, OptionError, UnsupportedModelError, WeightsError, did_you_mean
+from QEfficient.specs import DTYPES
 from QEfficient.transformers.checkpoint import CheckpointWeights, LiveWeights
 from QEfficient.transformers.signature import dtype_name, torch_dtype
 from QEfficient.transformers.skeleton import build_skeleton, fake_mode, skeleton_of
-from QEfficient.specs import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,14 @@ HUB_OPTIONS = (
     "trust_remote_code",
     "variant",
 )
-IGNORED_OPTIONS = ("attn_implementation", "device_map", "low_cpu_mem_usage", "use_cache", "use_safetensors", "enable_proxy")
+IGNORED_OPTIONS = (
+    "attn_implementation",
+    "device_map",
+    "low_cpu_mem_usage",
+    "use_cache",
+    "use_safetensors",
+    "enable_proxy",
+)
 """Options of transformers that this library decides itself."""
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -111,7 +118,9 @@ def _open_object(model: Any, model_class: Any, asked: Any, options: dict[str, An
     _refuse_quantized(model.config, "the model")
     found = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
     kept = found if found == torch.float16 else None  # bfloat16 is widened unless it is asked for
-    return ModelSource("object", "", model.config, LiveWeights(model), model_class, _dtype(asked or kept, found), live=model)
+    return ModelSource(
+        "object", "", model.config, LiveWeights(model), model_class, _dtype(asked or kept, found), live=model
+    )
 
 
 def _ignore(options: dict[str, Any]) -> None:

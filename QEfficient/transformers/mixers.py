@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from transformers.cache_utils import DynamicCache
 
 from QEfficient.operators.functions import DOMAIN
+from QEfficient.transformers.linear_states import put_state, states_of
 from QEfficient.transformers.observe import MixerOutput
 from QEfficient.transformers.retained_state import RetainedCache, StatePlan
 
@@ -42,7 +43,8 @@ class StepRecord:
         whole = [(rows, 1, *shape) for shape in self.shapes[0]] + [(rows, *shape) for shape in self.shapes[1]]
         made = [torch.zeros(shape, dtype=dtype) for shape, dtype in zip(whole, self.dtypes, strict=True)]
         # empty, not the skeleton's own: those belong to the trace of the whole model, and empty ones take no memory
-        parameters = tensors_of(self.step._held[0]).values()  # type: ignore[operator, union-attr]
+        step: Any = self.step
+        parameters = tensors_of(step._held[0]).values()
         return (*made, *(torch.empty(tuple(p.shape), dtype=p.dtype) for p in parameters))
 
 
@@ -53,18 +55,11 @@ class StepCache(DynamicCache):
         super().__init__(config=config)
         target = self.layers[layer]
         for (kind, index), state in states.items():
-            held = getattr(target, f"{kind}_states")
-            held[index] = state.clone()
-            getattr(target, f"is_{kind}_states_initialized")[index] = True
-            target.has_previous_state[index] = True
-            if kind == "conv":
-                target.conv_kernel_size[index] = state.shape[-1]
-            target.dtype, target.device = state.dtype, state.device
+            put_state(target, kind, index, state.clone())
         self._target = target
 
     def state(self, kind: str, index: int) -> torch.Tensor:
-        found: torch.Tensor = getattr(self._target, f"{kind}_states")[index]
-        return found
+        return states_of(self._target, kind)[index]
 
 
 @dataclass
@@ -87,7 +82,8 @@ class _Call:
         rows, length = cache.position_ids.shape
         caches = [index for index, leaf in enumerate(leaves) if leaf is cache]
         tensors = [(index, leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        sequences = [(i, 1) for i, t in tensors if t.dim() >= 2 and _same(t.shape[0], rows) and _same(t.shape[1], length)]
+        wide = [(index, tensor) for index, tensor in tensors if tensor.dim() >= 2]
+        sequences = [(i, 1) for i, t in wide if _same(t.shape[0], rows) and _same(t.shape[1], length)]
         return cls(leaves, structure, sequences, caches)
 
     def with_values(self, values: list[torch.Tensor], cache: Any) -> tuple[Any, Any]:
@@ -206,10 +202,12 @@ def install(
             leaves[place] = value
         return pytree.tree_unflatten(leaves, output.structure)
 
-    mixer.forward = forward  # type: ignore[method-assign]
+    mixer.forward = forward
 
 
-def _looped(step: MixerStep, cache: RetainedCache, output: MixerOutput, *_: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _looped(
+    step: MixerStep, cache: RetainedCache, output: MixerOutput, *_: Any
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     positions = cache.position_ids
     rows = slice(None) if cache.batch_index is None else cache.batch_index[:, 0]
     states = [cache.before[p.key][rows] for p in step.plans]
@@ -222,7 +220,8 @@ def _looped(step: MixerStep, cache: RetainedCache, output: MixerOutput, *_: Any)
         result = step(*values, *clean, *parameters)
         count = len(result) - len(states)
         tokens.append(result[:count])
-        states = [torch.where(_like(now >= 0, s), new.to(s.dtype), s) for new, s in zip(result[count:], states, strict=True)]
+        pairs = zip(result[count:], states, strict=True)
+        states = [torch.where(_like(now >= 0, old), new.to(old.dtype), old) for new, old in pairs]
     whole = [torch.cat(pieces, 1) for pieces in zip(*tokens, strict=True)]
     return whole, [_put(cache.before[p.key], s, cache.batch_index) for p, s in zip(step.plans, states, strict=True)]
 

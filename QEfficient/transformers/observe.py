@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixi
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.transformers.attention import installed
+from QEfficient.transformers.linear_states import states_of
 from QEfficient.transformers.positions import WatchedLookups, lookups
 from QEfficient.transformers.retained_state import MaskRule, RetainedCache, StatePlan
-
 
 CALLS = ((0, 3), (3, 1))
 """(first position, tokens) of each observed call."""
@@ -73,19 +73,24 @@ class WatchedCache(DynamicCache):
 
     def update_indexer(self, indexer_key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
         self.record(layer_idx).indexer = indexer_key_states
-        return super().update_indexer(indexer_key_states, layer_idx)
+        keys: torch.Tensor = super().update_indexer(indexer_key_states, layer_idx)
+        return keys
 
-    def _touch(self, layer: int, state: int) -> None:
+    def _touch(self, layer: int, state_idx: int = 0, **_: Any) -> None:
         if self.stack:
-            self.record(layer).touched_by.setdefault(state, set()).add(self.stack[-1])
+            self.record(layer).touched_by.setdefault(state_idx, set()).add(self.stack[-1])
 
-    def update_conv_state(self, conv_states: Any, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> torch.Tensor:
-        self._touch(layer_idx, state_idx)
-        return super().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)
+    # the number of the state is passed on only where it is given: older versions have one state and no number
 
-    def update_recurrent_state(self, recurrent_states: Any, layer_idx: int, state_idx: int = 0, **k: Any) -> torch.Tensor:
-        self._touch(layer_idx, state_idx)
-        return super().update_recurrent_state(recurrent_states, layer_idx, state_idx, **k)
+    def update_conv_state(self, conv_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._touch(layer_idx, *args, **kwargs)
+        state: torch.Tensor = super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+        return state
+
+    def update_recurrent_state(self, recurrent_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._touch(layer_idx, *args, **kwargs)
+        state: torch.Tensor = super().update_recurrent_state(recurrent_states, layer_idx, *args, **kwargs)
+        return state
 
     # the interface that the registered attention and mask functions expect of the current cache
 
@@ -159,12 +164,14 @@ def observe(model: torch.nn.Module, rolling: bool) -> Observation:
     if not cache.records and not attributes.changed:
         raise UnsupportedModelError(f"{type(model).__name__} kept nothing in transformers' cache.")
     plans = _plans(cache, rolling) + attributes.plans(model)
-    return Observation(plans, _mixers(cache, plans), outputs, bool(cache.mask_rules), result.logits.shape[-1], tables.offsets(CALLS))
+    width = result.logits.shape[-1]
+    return Observation(plans, _mixers(cache, plans), outputs, bool(cache.mask_rules), width, tables.offsets(CALLS))
 
 
 def _tokens(model: torch.nn.Module, length: int) -> torch.Tensor:
     """Tokens that are no padding, and look like no positions: the same one throughout."""
-    config = model.config.get_text_config()
+    owner: Any = model
+    config = owner.config.get_text_config()
     named = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos")]
     special = {token for entry in named for token in (entry if isinstance(entry, list) else [entry])}
     ordinary = next(token for token in range(3, 100) if token not in special)
@@ -196,7 +203,7 @@ def _watching(model: torch.nn.Module, cache: WatchedCache, outputs: dict[str, Mi
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(enter(path)))
         handles.append(module.register_forward_hook(leave(path)))
-    before, RetainedCache.current = RetainedCache.current, cache  # type: ignore[assignment]
+    before, RetainedCache.current = RetainedCache.current, cache
     try:
         yield
     finally:
@@ -257,8 +264,7 @@ def _collect_linear_states(cache: WatchedCache) -> None:
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             for kind in ("conv", "recurrent"):
-                states = getattr(layer, f"{kind}_states")
-                found = {i: s for i, s in states.items() if s is not None}
+                found = states_of(layer, kind)
                 if found:
                     setattr(cache.record(index), kind, found)
 

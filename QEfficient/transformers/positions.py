@@ -1,7 +1,7 @@
 """Position tables: modules that look positions up, each with its own offset.
 
-Models count positions in ways of their own (from the cache's length, from 2, past the padding id), for one sequence at a
-time. Which lookups of one run are of positions, and with which offset, is observed; then the retained ones are used.
+Models count positions in ways of their own (from the cache's length, from 2, past the padding id), for one sequence
+at a time. Which lookups of one run are of positions, and with which offset, is observed; then ours are used.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
         if parameter is not None and type(parameter) is torch.nn.Parameter:
             module._parameters[name] = _fake_parameter(parameter, mode)
 
-    torch.nn.Module.register_parameter = register_fake  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = register_fake  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ LEVELS = ("exact", "close", "wrong", "refused", "crashed")
 NEW_TOKENS = 24
 CLOSE = 2e-2
 """Largest error, as a part of the spread of the logits, that is still called close."""
-GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 8, "ctx_len": 64, "device": "reference", "num_threads": 1}
+GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 52, "device": "reference", "num_threads": 1}
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "static batch": {"batch_size": 3},
     "continuous batching": {"full_batch_size": 2},

@@ -45,9 +45,10 @@ def small_llama(seed: int = 0) -> Any:
     return drawn(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), seed)
 
 
-def small_mistral() -> Any:
-    """Every layer sees the last 8 positions only."""
-    return drawn(transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, head_dim=8, sliding_window=8)))
+def small_gemma2() -> Any:
+    """The first layer sees the last 8 positions only, the second one all."""
+    config = transformers.Gemma2Config(**SIZES, head_dim=8, sliding_window=8, query_pre_attn_scalar=8)
+    return drawn(transformers.Gemma2ForCausalLM(config))
 
 
 def small_bert(seed: int = 0) -> Any:
@@ -74,5 +75,3 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
-
-

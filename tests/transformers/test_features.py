@@ -19,16 +19,19 @@ from QEfficient import QEFFAutoModel
 from QEfficient.devices import get_device
 from QEfficient.errors import ArtifactError, DeviceError, OptionError, PromptError, UnsupportedModelError
 from QEfficient.program import load_compiled, load_encoder, load_exported
-from QEfficient.transformers.features import pooling_identity
+from QEfficient.transformers.features import POOLINGS, pooling_identity
 from QEfficient.transformers.observe import accepts
 
 ROWS = [[5, 9, 33], [40, 6, 71, 12, 90, 8, 54], [17, 60, 22, 81, 35, 7, 44, 92, 13, 28, 66, 30]]
-FAST = ("bert", "mpnet", "gpt2", "gemma3_text", "t5", "deberta-v2")
-SLOW = (
-    "albert bart big_bird camembert data2vec-text deberta distilbert electra ernie eurobert gte llama marian mbart"
-    " megatron-bert mistral modernbert mt5 nomic_bert qwen2 qwen3 qwen3_moe rembert roberta roformer squeezebert"
-    " xlm-roberta xlm-roberta-xl"
-).split()
+FAST = ("bert", "mpnet", "gemma3_text", "t5", "deberta-v2", "mamba")
+# fmt: off
+SLOW = [
+    "albert", "bart", "big_bird", "camembert", "data2vec-text", "dbrx", "deberta", "distilbert", "electra",
+    "ernie", "eurobert", "gte", "jamba", "llama", "mamba2", "marian", "mbart", "megatron-bert", "mistral",
+    "modernbert", "mt5", "nomic_bert", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "rembert", "roberta",
+    "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl",
+]
+# fmt: on
 
 
 @torch.no_grad()
@@ -37,7 +40,9 @@ def eager(model: Any, row: list[int]) -> np.ndarray:
     part = model.get_encoder() if accepts(model, "decoder_input_ids") else model
     stateless = {"use_cache": False} if accepts(part, "use_cache") else {}
     ids = torch.tensor([row])
-    hidden: np.ndarray = part(input_ids=ids, attention_mask=torch.ones_like(ids), **stateless).last_hidden_state[0].numpy()
+    hidden: np.ndarray = (
+        part(input_ids=ids, attention_mask=torch.ones_like(ids), **stateless).last_hidden_state[0].numpy()
+    )
     return hidden
 
 
@@ -162,17 +167,23 @@ def test_bad_input(bert: Any, inputs: dict[str, Any], error: type[Exception], me
 # Pooling
 
 
-def test_named_poolings(bert: Any) -> None:
-    hidden = [eager(bert, row) for row in ROWS]
+def test_named_poolings_leave_padding_out() -> None:
+    rows = [torch.randn(length, 5) - 3 for length in (2, 4)]
+    hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=9.0)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     wanted = {
-        "mean": np.stack([row.mean(0) for row in hidden]),
-        "avg": np.stack([row.mean(0) for row in hidden]),
-        "max": np.stack([row.max(0) for row in hidden]),
-        "cls": np.stack([row[0] for row in hidden]),
+        "mean": torch.stack([row.mean(0) for row in rows]),
+        "avg": torch.stack([row.mean(0) for row in rows]),
+        "max": torch.stack([row.amax(0) for row in rows]),
+        "cls": torch.stack([row[0] for row in rows]),
     }
-    for pooling, vectors in wanted.items():
-        output = QEFFAutoModel.from_pretrained(bert, pooling=pooling).generate(input_ids=ROWS)["output"]
-        np.testing.assert_allclose(output, vectors, atol=1e-4, err_msg=pooling)
+    for name, vectors in wanted.items():
+        torch.testing.assert_close(POOLINGS[name](hidden, mask), vectors)
+
+
+def test_a_named_pooling_in_the_graph(bert: Any) -> None:
+    output = QEFFAutoModel.from_pretrained(bert, pooling="mean").generate(input_ids=ROWS)["output"]
+    np.testing.assert_allclose(output, np.stack([eager(bert, row).mean(0) for row in ROWS]), atol=1e-4)
 
 
 def test_a_function_pools(bert: Any) -> None:
@@ -223,7 +234,10 @@ def test_the_graph(bert: Any) -> None:
     path = Path(features.export())
     model = onnx.load(path, load_external_data=False)
     ends = {
-        value.name: (value.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+        )
         for value in (*model.graph.input, *model.graph.output)
     }
     rows = ["batch_size", "seq_len"]
@@ -270,19 +284,15 @@ def test_of_a_model_with_a_head_the_body_is_exported() -> None:
     check_rows(model.model, output, ROWS[:1])
 
 
-def test_an_encoder_decoder_gives_its_encoder_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "QEfficient"):
-        features = QEFFAutoModel.from_pretrained(drawn(small_encoder("t5"), seed=3))
-        path = features.export()
-    assert "of T5Model the part T5Stack is exported" in caplog.text
-    assert load_exported(Path(path).parent).report["states"] == {"part": "T5Stack"}
-
-
-def test_an_encoders_own_checkpoint_needs_no_decoder(tmp_path: Path) -> None:
+def test_an_encoder_decoder_gives_its_encoder_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From a checkpoint that has nothing but the encoder."""
     encoder = drawn(transformers.T5EncoderModel(small_encoder("t5").config))
     encoder.save_pretrained(tmp_path)
-    output = QEFFAutoModel.from_pretrained(str(tmp_path)).generate(input_ids=ROWS)["output"]
-    check_rows(encoder, output)
+    features = QEFFAutoModel.from_pretrained(str(tmp_path))
+    with caplog.at_level(logging.INFO, "QEfficient"):
+        check_rows(encoder, features.generate(input_ids=ROWS)["output"])
+    assert "T5Model: the hidden states are those of its T5Stack" in caplog.text
+    assert load_exported(Path(str(features.onnx_path)).parent).report["states"] == {"part": "T5Stack"}
 
 
 @pytest.mark.parametrize(

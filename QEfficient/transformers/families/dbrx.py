@@ -1,4 +1,4 @@
-"""DBRX: its experts loop over those that were chosen, which depends on data; here every token gathers its own experts."""
+"""DBRX: its experts loop over those that were chosen, which depends on data; here each token gathers its own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def _gathered(experts: Any) -> Any:
         w1, v1, w2 = (getattr(experts.mlp, name).view(shape)[top_k_index] for name in ("w1", "v1", "w2"))
         gate = experts.mlp.activation_fn(tokens @ w1.transpose(2, 3))  # [tokens, chosen, 1, ffn]
         mixed = ((gate * (tokens @ v1.transpose(2, 3))) @ w2)[:, :, 0]  # [tokens, chosen, hidden]
-        return (mixed * top_k_weights[..., None]).sum(1).view(hidden_states.shape)
+        output: torch.Tensor = (mixed * top_k_weights[..., None]).sum(1).view(hidden_states.shape)
+        return output
 
     return forward

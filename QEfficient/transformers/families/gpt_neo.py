@@ -1,4 +1,4 @@
-"""GPT-Neo: attention that slices a causal table by lengths; local layers get their window from the positions instead."""
+"""GPT-Neo: attention slices a causal table by lengths; local layers get their window from the positions instead."""
 
 from __future__ import annotations
 

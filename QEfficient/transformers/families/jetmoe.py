@@ -34,6 +34,7 @@ def _unsorted(router: Any) -> Any:
 
 def _gathered(linear: Any) -> Any:
     def forward(inputs: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        return (linear.weight[experts] @ inputs[:, :, None])[:, :, 0]
+        rows: torch.Tensor = (linear.weight[experts] @ inputs[:, :, None])[:, :, 0]
+        return rows
 
     return forward

@@ -1,4 +1,4 @@
-"""Types that cannot be served token by token yet, each with its reason: better no answer than a wrong or endless one."""
+"""Types that cannot be served token by token yet, each with its reason: better no answer than a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RoFormer: the rotary table is looked up for one sequence; with positions per row it gains a batch axis to put in place."""
+"""RoFormer: the rotary table is looked up for one sequence; with positions per row it gains a batch axis."""
 
 from __future__ import annotations
 

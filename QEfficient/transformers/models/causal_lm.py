@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from torch.nn import ModuleList
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
@@ -17,7 +18,7 @@ from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.text import TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
-from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec, ModelFacts
+from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec, ModelFacts, load_exported
 from QEfficient.specs import CompileSpec, ExportSpec, SamplingParams
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
@@ -181,6 +182,7 @@ class QEFFAutoModelForCausalLM:
             aliases=weight_aliases(retained),
             steps=retained.steps,
             notes=retained.notes(),
+            layers=_layers(retained),
         )
         return source, graph
 
@@ -200,7 +202,7 @@ class QEFFAutoModelForCausalLM:
         kv_cache_prefix: str | None = None,
         **options: Any,
     ) -> Path:
-        """Compile for `device` (default: environment `QEFF_DEVICE`, else the best one here); exports first if needed."""
+        """Compile for `device` (default: environment `QEFF_DEVICE`, else the best here); exports first if needed."""
         chosen = get_device(device)
         _refuse_later(options)
         for harmless in ("offload_pt_weights", "layerwise", "layerwise_window_size", "moe_prefill_packed_chunk_size"):
@@ -209,7 +211,7 @@ class QEFFAutoModelForCausalLM:
         stages.check_batching(self.continuous_batching, spec)
         chosen.own_options(options)
         if onnx_path is not None:
-            self._program = stages.load_exported(ArtifactStore().open(Path(onnx_path).parent))
+            self._program = load_exported(ArtifactStore().open(Path(onnx_path).parent))
         elif self._program is None:
             self.export(
                 use_onnx_subfunctions=use_onnx_subfunctions,
@@ -236,7 +238,7 @@ class QEFFAutoModelForCausalLM:
         runtime_ai100: bool = True,
         **options: Any,
     ) -> CloudAI100ExecInfo:
-        """Generate for texts or token ids; compiles with defaults first if needed. Greedy unless a temperature is given.
+        """Generate for texts or token ids; compiles with defaults if needed. Greedy unless a temperature is given.
 
         With token ids, `generated_ids` is a list with the new ids of each prompt, in order.
         """
@@ -250,7 +252,9 @@ class QEFFAutoModelForCausalLM:
         else:
             outputs = text.generate_ids([list(ids) for ids in given.ids or ()], params, streamer)
         assert self._compiled is not None
-        info = exec_info(outputs, self._compiled.spec.batch_size, self.continuous_batching, self._facts.pad_token_id or 0)
+        info = exec_info(
+            outputs, self._compiled.spec.batch_size, self.continuous_batching, self._facts.pad_token_id or 0
+        )
         if given.ids is not None:
             info.generated_ids = [list(output.generated_ids) for output in outputs]
         return info
@@ -273,6 +277,19 @@ class QEFFAutoModelForCausalLM:
         if self._session is not None:
             self._session.close()
         self._session, self._compiled = None, None
+
+
+def _layers(module: Any) -> dict[str, str]:
+    """Path → class name of every layer: the members of the outermost lists of modules in which something knows its
+    place among the layers of the cache; if there are none, those of the longest list."""
+    lists = {path: m for path, m in module.named_modules() if isinstance(m, ModuleList) and len(m)}
+    outer = {path: m for path, m in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    chosen = {path: m for path, m in outer.items() if any(hasattr(inner, "layer_idx") for inner in m.modules())}
+    if not chosen and outer:
+        longest = max(outer, key=lambda path: len(outer[path]))
+        chosen = {longest: outer[longest]}
+    found = {f"{path}.{name}": member for path, members in chosen.items() for name, member in members.named_children()}
+    return {path: type(member).__name__ for path, member in found.items()}
 
 
 def _refuse_later(options: dict[str, Any]) -> None:
@@ -309,7 +326,9 @@ def _facts(source: ModelSource) -> ModelFacts:
     """What the rest of the way needs to know; refuses classes that are no causal language models."""
     name = _class_name(source)
     if not name.endswith(("ForCausalLM", "LMHeadModel")) and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        raise WrongTaskError(f"'{name or source.config.model_type}' is no causal language model: a class …ForCausalLM is needed.")
+        raise WrongTaskError(
+            f"'{name or source.config.model_type}' is no causal language model: a class …ForCausalLM is needed."
+        )
     text = source.config.get_text_config()
     generation = _generation_config(source)
     ends = getattr(generation, "eos_token_id", None)

@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from QEfficient.artifacts import ArtifactStore, fingerprint, plain, write_json
 from QEfficient.devices import Device, EncoderSession, get_device
-from QEfficient.errors import OptionError, PromptError, UnsupportedModelError, did_you_mean
+from QEfficient.errors import ExportError, OptionError, PromptError, UnsupportedModelError, did_you_mean
 from QEfficient.generation.text import TokensOnly
 from QEfficient.graph.exporter import Source
 from QEfficient.graph.tracing import trace_stateless
@@ -32,6 +36,7 @@ from QEfficient.specs import EncodeSpec, ExportSpec
 from QEfficient.transformers.features import (
     FeatureModule,
     Pooling,
+    RetainedFeatures,
     encoder_of,
     find_pooling,
     plain_seams,
@@ -136,21 +141,41 @@ class QEFFAutoModel:
         return str(self._program.onnx_path())
 
     def _prepare(self) -> tuple[Source, GraphSpec]:
+        """The model as it is; a decoder that cannot be traced so, as the retained module runs it."""
+        decoder = _is_decoder(self._source.config)
+        if decoder and self._encoder()[1]._is_stateful:
+            return self._traced(RetainedFeatures, decoder)
+        try:
+            return self._traced(FeatureModule, decoder)
+        except (ExportError, UnsupportedModelError) as error:
+            if not decoder:
+                raise
+            logger.info("%s keeps its state while it encodes: %s", self._facts.name, error)
+            return self._traced(RetainedFeatures, decoder)
+
+    def _encoder(self) -> tuple[Any, Any, Any]:
+        """A skeleton, the part of it that encodes, and the mode of its fake parameters."""
         skeleton, mode = self._source.skeleton()
         plain_seams(skeleton)
-        part = encoder_of(skeleton)
-        if part is not skeleton:
-            logger.info("of %s the part %s is exported.", type(skeleton).__name__, type(part).__name__)
-        module = FeatureModule(part, self._pooling)
-        graph = module.signature(mode, causal=self._facts.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        return skeleton, encoder_of(skeleton), mode
+
+    def _traced(self, kind: type[FeatureModule], causal: bool) -> tuple[Source, GraphSpec]:
+        skeleton, part, mode = self._encoder()
+        logger.info("%s: the hidden states are those of its %s.", self._facts.name, type(part).__name__)
+        module = kind(part, self._pooling)
+        graph = module.signature(mode, causal)
+        steps = module.steps  # filled by tracing, after which the module has another copy, as it was before
+        self.progress("trace")
+        model = trace_stateless(module, graph, self._facts.max_positions)
         source = Source(
             module=module,
             graph=graph,
             stem=self._facts.name,
             stream=lambda sink: self._source.weights.stream(skeleton, sink),
             aliases=tensor_aliases(skeleton, module),
+            steps=steps,
             notes={"part": type(part).__name__},
-            trace=functools.partial(trace_stateless, longest=self._facts.max_positions),
+            trace=lambda *_: model,
         )
         return source, graph
 
@@ -338,7 +363,7 @@ def _facts(source: ModelSource) -> ModelFacts:
         raise UnsupportedModelError(
             f"transformers has no AutoModel for '{config.model_type}', the type of {source.name}."
         )
-    text = config.get_text_config()
+    text = _text_config(config)
     most = getattr(text, "max_position_embeddings", None)
     architectures = getattr(config, "architectures", None) or [name]
     return ModelFacts(
@@ -351,6 +376,21 @@ def _facts(source: ModelSource) -> ModelFacts:
         pad_token_id=getattr(text, "pad_token_id", None),
         source=source.name,
     )
+
+
+def _text_config(config: Any) -> Any:
+    """The part of a composite config that is about text; all of it where several parts are."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config
+
+
+def _is_decoder(config: Any) -> bool:
+    """Whether each token sees earlier ones only."""
+    kind, text = config.model_type, _text_config(config)
+    both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(text, "use_bidirectional_attention", None)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not both_ways
 
 
 def _class_name(config: Any) -> str:

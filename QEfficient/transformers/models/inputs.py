@@ -78,4 +78,6 @@ def _ids(ids: Any, mask: Any) -> tuple[tuple[int, ...], ...]:
     kept = _rows(mask)
     if [len(row) for row in kept] != [len(row) for row in rows]:
         raise OptionError("attention_mask must have the shape of input_ids.")
-    return tuple(tuple(t for t, keep in zip(row, flags, strict=True) if keep) for row, flags in zip(rows, kept, strict=True))
+    return tuple(
+        tuple(t for t, keep in zip(row, flags, strict=True) if keep) for row, flags in zip(rows, kept, strict=True)
+    )

@@ -1,0 +1,117 @@
+"""The names, signatures and errors that scripts written for Qualcomm's library rely on."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import QEfficient
+from QEfficient import errors
+
+REQUIRED = inspect.Parameter.empty
+FROM_PRETRAINED = {"continuous_batching": False, "qaic_config": None, "max_seq_len_cached": None, "layerwise": False}
+SIGNATURES = {
+    "QEFFAutoModelForCausalLM.from_pretrained": {"pretrained_model_name_or_path": REQUIRED, **FROM_PRETRAINED},
+    "QEFFAutoModelForCausalLM.export": {"export_dir": None, "use_onnx_subfunctions": False, "kv_cache_prefix": None},
+    "QEFFAutoModelForCausalLM.compile": {
+        "onnx_path": None,
+        "compile_dir": None,
+        "prefill_seq_len": 32,
+        "ctx_len": 128,
+        "batch_size": 1,
+        "full_batch_size": None,
+        "kv_cache_batch_size": None,
+    },
+    "QEFFAutoModel.from_pretrained": {"pretrained_model_name_or_path": REQUIRED, "pooling": None},
+    "QEFFAutoModel.export": {"export_dir": None, "use_onnx_subfunctions": False},
+    "QEFFAutoModel.compile": {"onnx_path": None, "compile_dir": None, "seq_len": 32, "batch_size": 1},
+    "QEFFCommonLoader.from_pretrained": {
+        "pretrained_model_name_or_path": REQUIRED,
+        "hf_token": None,
+        "cache_dir": None,
+        "local_model_dir": None,
+        "full_batch_size": None,
+    },
+    "transform": {"model": REQUIRED, "form_factor": "cloud"},
+    "export": {
+        "model_name": REQUIRED,
+        "model_kv": None,
+        "local_model_dir": None,
+        "tokenizer": None,
+        "cache_dir": None,
+        "onnx_dir_path": None,
+        "hf_token": None,
+        "seq_length": 32,
+        "kv": True,
+        "form_factor": "cloud",
+        "full_batch_size": None,
+    },
+    "compile": {
+        "onnx_path": REQUIRED,
+        "qpc_path": REQUIRED,
+        "num_cores": REQUIRED,
+        "device_group": None,
+        "aic_enable_depth_first": False,
+        "mos": -1,
+        "batch_size": 1,
+        "prompt_len": 32,
+        "ctx_len": 128,
+        "mxfp6": True,
+        "mxint8": False,
+        "custom_io_file_path": None,
+        "full_batch_size": None,
+        "allow_mxint8_mdp_io": False,
+        "enable_qnn": False,
+        "qnn_config": None,
+    },
+    "PerfMetrics": dict.fromkeys(("prefill_time", "decode_perf", "total_perf", "total_time"), REQUIRED),
+    "CloudAI100ExecInfo": dict.fromkeys(("batch_size", "generated_texts", "generated_ids", "perf_metrics"), REQUIRED),
+}
+IN_ORDER = ("export", "compile", "transform", "PerfMetrics", "CloudAI100ExecInfo")
+"""Called by position too."""
+
+
+def resolved(name: str) -> object:
+    found: object = QEfficient
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name: str) -> None:
+    found = {p.name: p.default for p in inspect.signature(resolved(name)).parameters.values()}  # type: ignore[arg-type]
+    wanted = SIGNATURES[name]
+    assert {parameter: found.get(parameter, "absent") for parameter in wanted} == wanted
+    if name in IN_ORDER:
+        assert list(found)[: len(wanted)] == list(wanted)
+
+
+def test_names() -> None:
+    assert set(QEfficient.__all__) >= {name.partition(".")[0] for name in SIGNATURES} | {"__version__"}
+    assert QEfficient.qualcomm_efficient_converter is QEfficient.export
+    from QEfficient.transformers.models import modeling_auto
+
+    for name in modeling_auto.__all__:
+        assert getattr(modeling_auto, name) is getattr(QEfficient, name)
+
+
+def test_the_runtime_of_the_card() -> None:
+    assert isinstance(QEfficient.check_qaic_sdk(), bool)
+
+
+def test_errors_are_what_scripts_catch() -> None:
+    for error, base in (
+        (errors.OptionError, ValueError),
+        (errors.PromptError, ValueError),
+        (errors.UnsupportedModelError, NotImplementedError),
+    ):
+        assert issubclass(error, base) and issubclass(error, errors.QEfficientError)
+
+
+def test_the_functions_need_no_torch_before_they_are_called() -> None:
+    code = "import sys, QEfficient; QEfficient.compile, QEfficient.check_qaic_sdk(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,285 @@
+"""`QEFFAutoModelForCausalLM` and its loader: what users call, what they get, what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from small_models import small_bert, small_encoder, small_llama, word_tokenizer
+
+from QEfficient import QEFFAutoModelForCausalLM, QEFFCommonLoader
+from QEfficient.errors import OptionError, UnsupportedModelError
+from QEfficient.program import load_exported
+
+PROMPTS = [[17, 60, 22, 81, 35], [7, 44, 92, 13, 28, 66, 30, 5, 9, 33, 71], [40, 6, 12]]
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return small_llama()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model as a checkpoint with a tokenizer."""
+    path = tmp_path_factory.mktemp("llama")
+    small_llama().save_pretrained(path)  # another object: its config is changed by saving
+    word_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(COUNT):
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def symbols(folder: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads((folder / "specializations.json").read_text())["specializations"]
+    return entries
+
+
+# The object
+
+
+def test_before_the_first_verb(llama: Any) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    assert model.model is llama and model.config is llama.config
+    assert (model.model_name, model.model_architecture, model.num_layers) == ("LlamaForCausalLM", "LlamaForCausalLM", 2)
+    assert (model.onnx_path, model.qpc_path, model.export_hash) == (None, None, None)
+    assert model.hash_params["qeff_auto_class"] == "QEFFAutoModelForCausalLM"
+    assert model.get_model_config["hidden_size"] == 32
+    assert not model.is_tlm and not model.continuous_batching
+
+
+def test_a_folder_is_remembered_by_its_name(folder: str) -> None:
+    model = QEFFAutoModelForCausalLM.from_pretrained(folder)
+    assert model.hash_params["pretrained_model_name_or_path"] == folder
+    assert type(model.model) is transformers.LlamaForCausalLM
+
+
+@pytest.mark.parametrize("model", [small_bert(), small_encoder("t5")], ids=["encoder", "encoder-decoder"])
+def test_other_classes_are_a_type_error(model: Any) -> None:
+    with pytest.raises(TypeError, match=f"'{type(model).__name__}' is no causal language model"):
+        QEFFAutoModelForCausalLM(model)
+
+
+def test_full_batch_size_means_continuous_batching(llama: Any) -> None:
+    assert QEFFAutoModelForCausalLM.from_pretrained(llama, full_batch_size=4).continuous_batching
+
+
+def test_what_needs_the_card_is_not_pretended(llama: Any) -> None:
+    with pytest.raises(NotImplementedError, match="speculative_model_type"):
+        QEFFAutoModelForCausalLM(llama, qaic_config={"speculative_model_type": "target"})
+    with pytest.raises(NotImplementedError, match="num_speculative_tokens"):
+        QEFFAutoModelForCausalLM(llama).compile(num_speculative_tokens=3)
+    assert not QEFFAutoModelForCausalLM(llama, qaic_config={"include_sampler": False}).is_tlm
+
+
+# Export
+
+
+def test_export(llama: Any, store: Path) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    path = Path(model.export())
+    assert str(path) == model.onnx_path
+    assert re.fullmatch("[0-9a-f]{16}", str(model.export_hash))
+    assert path == store / "LlamaForCausalLM" / f"LlamaForCausalLM-{model.export_hash}" / "LlamaForCausalLM.onnx"
+    hashed = json.loads((path.parent / "hashed_export_params.json").read_text())
+    assert hashed["qeff_auto_class"] == "QEFFAutoModelForCausalLM" and hashed["config"]["hidden_size"] == 32
+    assert load_exported(path.parent).fingerprint == model.export_hash
+
+
+def test_the_second_export_is_found(llama: Any) -> None:
+    first = QEFFAutoModelForCausalLM(llama).export()
+    start = time.perf_counter()
+    assert QEFFAutoModelForCausalLM(small_llama()).export() == first
+    assert time.perf_counter() - start < 2
+
+
+def test_a_folder_of_ones_own_gets_the_hash_too(llama: Any, tmp_path: Path) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    assert Path(model.export(export_dir=tmp_path / "mine")).parent == tmp_path / f"mine-{model.export_hash}"
+
+
+def test_two_checkpoints_with_one_config_have_two_programs(llama: Any) -> None:
+    models = [QEFFAutoModelForCausalLM(llama), QEFFAutoModelForCausalLM(small_llama(seed=1))]
+    paths = {model.export() for model in models}
+    assert models[0].config.to_dict() == models[1].config.to_dict()
+    assert len(paths) == 2 and len({model.export_hash for model in models}) == 2
+
+
+def test_batching_changes_the_hash(llama: Any) -> None:
+    models = [QEFFAutoModelForCausalLM(llama, continuous_batching) for continuous_batching in (False, True)]
+    assert models[0].export() != models[1].export()
+
+
+def test_the_users_model_stays_as_it_was() -> None:
+    model = small_llama(seed=2)
+    model.config._attn_implementation = "sdpa"
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kinds = [type(module) for module in model.modules()]
+    QEFFAutoModelForCausalLM(model).export()
+    assert model.training and model.config._attn_implementation == "sdpa"
+    assert [type(module) for module in model.modules()] == kinds
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# Compile
+
+
+def test_specializations_are_prefill_and_decode(llama: Any) -> None:
+    folder = QEFFAutoModelForCausalLM(llama).compile(prefill_seq_len=8, ctx_len=64, batch_size=2)
+    shared = {"batch_size": "2", "ctx_len": "64"}
+    assert symbols(folder) == [
+        {"name": "Prefill", "symbols": {**shared, "seq_len": "8"}},
+        {"name": "Decode", "symbols": {**shared, "seq_len": "1"}},
+    ]
+    assert '\n    "specializations": [\n        {' in (folder / "specializations.json").read_text()
+
+
+def test_a_prefill_of_one_token_is_the_decode(llama: Any) -> None:
+    folder = QEFFAutoModelForCausalLM(llama).compile(prefill_seq_len=1, ctx_len=64)
+    assert symbols(folder) == [{"name": "Prefill", "symbols": {"batch_size": "1", "ctx_len": "64", "seq_len": "1"}}]
+
+
+def test_specializations_of_continuous_batching(llama: Any) -> None:
+    model = QEFFAutoModelForCausalLM(llama, continuous_batching=True)
+    folder = model.compile(prefill_seq_len=8, ctx_len=64, full_batch_size=3, kv_cache_batch_size=5)
+    shared = {"ctx_len": "64", "full_batch_size": "5"}
+    assert symbols(folder) == [
+        {"name": "Prefill", "symbols": {**shared, "batch_size": "1", "seq_len": "8", "full_batch_exec_size": "1"}},
+        {"name": "Decode", "symbols": {**shared, "batch_size": "3", "seq_len": "1"}},
+    ]
+
+
+def test_compiled_programs_lie_in_their_exported_one(llama: Any, tmp_path: Path) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    small, large = model.compile(ctx_len=64), model.compile(ctx_len=96)
+    exported = Path(str(model.onnx_path)).parent
+    assert small.parent == large.parent == exported and small != large
+    assert re.fullmatch("qpc-[0-9a-f]{16}", small.name) and model.qpc_path == str(large)
+    assert (small / "hashed_compile_params.json").is_file()
+    assert model.compile(compile_dir=tmp_path, ctx_len=96) == tmp_path / large.name
+
+
+def test_continuous_batching_needs_full_batch_size(llama: Any) -> None:
+    with pytest.raises(TypeError, match="full_batch_size is needed"):
+        QEFFAutoModelForCausalLM(llama, continuous_batching=True).compile()
+    with pytest.raises(OptionError, match="full_batch_size 2 needs continuous batching"):
+        QEFFAutoModelForCausalLM(llama).compile(full_batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefill_seq_len": 64, "ctx_len": 32}, "prefill_seq_len 64 is larger than ctx_len 32"),
+        ({"ctx_len": "128"}, "ctx_len must be a positive whole number, not '128'"),
+        ({"kv_cache_batch_size": 2}, "needs continuous batching"),
+        ({"num_core": 16}, "Did you mean 'num_cores'"),
+        ({"num_threads": "2"}, "must be int"),
+    ],
+)
+def test_bad_options(llama: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        QEFFAutoModelForCausalLM(llama).compile(**options)
+
+
+def test_options_of_the_card_are_named_once(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "QEfficient.devices"):
+        QEFFAutoModelForCausalLM(llama).compile(num_cores=16, mxfp6_matmul=True, ctx_len=64)
+    lines = [record.getMessage() for record in caplog.records if "num_cores" in record.getMessage()]
+    assert lines and set(lines) == {
+        "device 'reference' has no use for num_cores, mxfp6_matmul: options of another device."
+    }
+
+
+# Generate
+
+
+def test_static_batches(llama: Any) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    model.compile(prefill_seq_len=8, ctx_len=32, batch_size=2)
+    found = model.generate(input_ids=PROMPTS, generation_len=COUNT).generated_ids
+    assert found == [greedy(llama, prompt) for prompt in PROMPTS]
+
+
+def test_more_prompts_than_slots(llama: Any) -> None:
+    model = QEFFAutoModelForCausalLM(llama, continuous_batching=True)
+    model.compile(prefill_seq_len=4, ctx_len=32, full_batch_size=2)
+    found = model.generate(input_ids=PROMPTS, generation_len=COUNT).generated_ids
+    assert found == [greedy(llama, prompt) for prompt in PROMPTS]
+
+
+def test_generate_alone_does_what_is_missing(llama: Any, folder: str) -> None:
+    tokenizer = word_tokenizer()
+    wanted = greedy(llama, tokenizer("My name is")["input_ids"])
+    info = QEFFAutoModelForCausalLM.from_pretrained(folder).generate("My name is", generation_len=COUNT)
+    np.testing.assert_array_equal(info.generated_ids[0][0], wanted)
+    assert info.generated_texts == [[tokenizer.decode(wanted, skip_special_tokens=True)]]
+
+
+def test_every_kind_of_input_gives_the_same(folder: str) -> None:
+    tokenizer, texts = word_tokenizer(), ["My name is", "what are you called now"]
+    model = QEFFAutoModelForCausalLM.from_pretrained(folder)
+    model.compile(prefill_seq_len=8, ctx_len=32)
+    wanted = model.generate(texts, generation_len=COUNT).generated_texts
+    assert model.generate(tokenizer=tokenizer, prompts=texts, generation_len=COUNT).generated_texts == wanted
+    assert model.generate(tokenizer, texts, generation_len=COUNT).generated_texts == wanted
+    ids = model.generate(tokenizer(texts), generation_len=COUNT).generated_ids
+    padded = tokenizer(texts, padding=True, return_tensors="pt")
+    assert model.generate(padded, generation_len=COUNT).generated_ids == ids
+    assert model.generate(input_ids=tokenizer(texts)["input_ids"], generation_len=COUNT).generated_ids == ids
+    assert [[tokenizer.decode(row, skip_special_tokens=True)] for row in ids] == wanted
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "found none"),
+        ({"prompts": "a", "input_ids": [[1]]}, "found 2 of them"),
+        ({"input_ids": [[1.5]]}, "whole numbers"),
+        ({"input_ids": [[5]], "temperatur": 1.0}, "Did you mean 'temperature'"),
+        ({"input_ids": [list(range(1, 40))]}, "39 tokens.*32"),
+    ],
+)
+def test_bad_input(llama: Any, inputs: dict[str, Any], message: str) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    model.compile(prefill_seq_len=8, ctx_len=32, batch_size=2)
+    with pytest.raises(ValueError, match=message):
+        model.generate(**inputs)
+
+
+# The loader
+
+
+def test_the_loader_finds_the_class(folder: str) -> None:
+    model = QEFFCommonLoader.from_pretrained("some/name", local_model_dir=folder)
+    assert type(model) is QEFFAutoModelForCausalLM and not model.continuous_batching
+    assert QEFFCommonLoader.from_pretrained(folder, full_batch_size=2).continuous_batching
+
+
+@pytest.mark.parametrize("model_type", ["t5", "vit"])
+def test_the_loader_names_what_it_cannot_take(model_type: str) -> None:
+    model = small_encoder(model_type)
+    with pytest.raises(
+        UnsupportedModelError, match=f"'{type(model.config).__name__}' of object is no causal language model"
+    ):
+        QEFFCommonLoader.from_pretrained(model)
+
+
+def test_the_loader_passes_options_on(folder: str) -> None:
+    with pytest.raises(OptionError, match="does not know the option 'torch_dtyp'"):
+        QEFFCommonLoader.from_pretrained(folder, torch_dtyp="float16")
