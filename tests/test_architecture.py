@@ -40,7 +40,8 @@ FORBIDDEN_NAMES = frozenset({"utils", "common", "helpers", "base", "core", "mana
 FILE_LINES = 500
 FUNCTION_LINES, LONG_FUNCTION_LINES, LONG_FUNCTION_SHARE = 80, 50, 0.03
 PARAMETERS = 8
-MANY_PARAMETERS_ALLOWED = ("transformers.models", "cloud", "legacy")  # signatures that users know from elsewhere; options
+# Signatures that users know from elsewhere, and options of commands.
+MANY_PARAMETERS_ALLOWED = ("transformers.models", "cloud", "legacy")
 # Functions that somebody else calls: the function, and who.
 FOREIGN_SIGNATURES: dict[str, str] = {
     "QEfficient.transformers.attention.attend": "every attention layer of transformers (AttentionInterface)",

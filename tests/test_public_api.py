@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import QEfficient
 from QEfficient import errors
+from QEfficient.demo import demo_folder
+
+TOP = Path(__file__).parent.parent
 
 REQUIRED = inspect.Parameter.empty
 FROM_PRETRAINED = {"continuous_batching": False, "qaic_config": None, "max_seq_len_cached": None, "layerwise": False}
@@ -110,6 +116,27 @@ def test_errors_are_what_scripts_catch() -> None:
         (errors.UnsupportedModelError, NotImplementedError),
     ):
         assert issubclass(error, base) and issubclass(error, errors.QEfficientError)
+
+
+def readme_example() -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```", (TOP / "README.md").read_text(encoding="utf-8"), re.S | re.M)
+    assert blocks, "README.md shows no Python"
+    return "\n".join(blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (demo_folder() / "config.json").exists(), reason="the demo model is not in this checkout")
+def test_examples_run_as_they_stand(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's and the quick start's: the second finds what the first exported."""
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.mktemp("examples")))
+    monkeypatch.delenv("QEFF_DEVICE", raising=False)
+    exec(compile(readme_example(), "README.md", "exec"), {"__name__": "readme"})
+    first = capsys.readouterr().out
+    runpy.run_path(str(TOP / "examples" / "quickstart.py"), run_name="__main__")
+    for said in (first, capsys.readouterr().out):
+        assert "tokens/sec" in said and len(said.split()) > 30, "it should have written some text, and how fast"
 
 
 def test_the_functions_need_no_torch_before_they_are_called() -> None:

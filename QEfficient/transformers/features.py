@@ -165,9 +165,13 @@ class RetainedFeatures(FeatureModule):
 
     def __init__(self, model: Any, pooling: Pooling | None = None) -> None:
         """`model` is changed in place."""
-        retained = retain(_Headless(model), rolling=False)
+        try:
+            retained = retain(_Headless(model), rolling=False)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(str(error).replace(_Headless.__name__, type(model).__name__)) from error
         if not isinstance(retained, RetainedModule):
-            raise UnsupportedModelError(f"the state of {type(model).__name__} cannot be traced: {retained.reason}")
+            reason = retained.reason.replace(_Headless.__name__, type(model).__name__)
+            raise UnsupportedModelError(f"the state of {type(model).__name__} cannot be traced: {reason}")
         super().__init__(retained, pooling)
         self.steps = retained.steps
 
@@ -213,6 +217,8 @@ def _last_hidden(model: Any, output: Any) -> torch.Tensor:
 def encoder_of(model: Any) -> Any:
     """The part of `model` that makes hidden states of tokens: without a head, and of an encoder-decoder the encoder."""
     part = model.base_model
+    while part.get_output_embeddings() is not None and part.get_decoder() is not part:
+        part = part.get_decoder()  # AutoModel has classes with a head too
     if accepts(part, "decoder_input_ids"):
         part = part.get_encoder()
     if not accepts(part, "input_ids") or not accepts(part, "attention_mask"):

@@ -82,31 +82,41 @@ class MadeUpAttention(nn.Module):
 
 
 class MadeUpMemory(nn.Module):
-    """A matrix for each head: it decays as the token says, and takes up an outer product."""
+    """A matrix for each head, which decays as the token says and takes up an outer product, behind a short filter."""
+
+    FILTER = 3
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx, self.heads = layer_idx, config.num_attention_heads
+        self.filter = nn.Parameter(torch.full((self.FILTER, config.hidden_size), 0.5))
         self.parts = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.decay = nn.Linear(config.hidden_size, self.heads)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def kept(self, cache: Any) -> torch.Tensor | None:
+    def kept(self, cache: Any, kind: str) -> torch.Tensor | None:
         """What an earlier call left; newer versions of transformers number the states of a layer."""
-        held = cache.layers[self.layer_idx].recurrent_states if cache is not None else None
+        if cache is None or not cache.has_previous_state(self.layer_idx):
+            return None
+        held = getattr(cache.layers[self.layer_idx], f"{kind}_states")
         return held[0] if isinstance(held, dict) else held
 
     def forward(self, hidden: torch.Tensor, mask: Any, position_ids: torch.Tensor, cache: Any) -> torch.Tensor:
         rows, length, width = hidden.shape
-        query, key, value = self.parts(hidden).view(rows, length, self.heads, -1).chunk(3, dim=-1)
-        decay = self.decay(hidden).sigmoid()[..., None, None]
-        found = self.kept(cache)
-        memory = found if found is not None else key.new_zeros(rows, self.heads, key.shape[-1], key.shape[-1])
+        before, memory = self.kept(cache, "conv"), self.kept(cache, "recurrent")
+        if before is None or memory is None:
+            before = hidden.new_zeros(rows, width, self.FILTER)
+            memory = hidden.new_zeros(rows, self.heads, width // self.heads, width // self.heads)
+        inputs = torch.cat([before, hidden.transpose(1, 2)], dim=2)
+        filtered = sum(inputs[:, :, 1 + tap :][:, :, :length].mT * self.filter[tap] for tap in range(self.FILTER))
+        query, key, value = self.parts(filtered).view(rows, length, self.heads, -1).chunk(3, dim=-1)
+        decay = self.decay(filtered).sigmoid()[..., None, None]
         read = []
         for time in range(length):
             memory = memory * decay[:, time] + key[:, time, :, :, None] * value[:, time, :, None, :]
             read.append((query[:, time, :, None, :] @ memory).reshape(rows, width))
         if cache is not None:
+            cache.update_conv_state(inputs[:, :, -self.FILTER :], self.layer_idx)
             cache.update_recurrent_state(memory, self.layer_idx)
         return self.out(torch.stack(read, 1).tanh())
 

@@ -252,6 +252,15 @@ def test_the_graph(bert: Any) -> None:
     assert load_exported(path.parent).model.task == "features"
 
 
+def test_layers_as_functions(bert: Any) -> None:
+    features = QEFFAutoModel.from_pretrained(bert)
+    path = features.export(use_onnx_subfunctions=True)
+    model = onnx.load(path, load_external_data=False)
+    assert [function.name for function in model.functions] == ["BertLayer"]
+    assert [node.op_type for node in model.graph.node].count("BertLayer") == 2
+    check_rows(bert, features.generate(input_ids=ROWS)["output"])
+
+
 def test_the_second_export_is_found(bert: Any) -> None:
     first = QEFFAutoModel.from_pretrained(bert).export()
     start = time.perf_counter()

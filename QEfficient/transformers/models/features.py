@@ -45,6 +45,7 @@ from QEfficient.transformers.features import (
 )
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
+from QEfficient.transformers.models.causal_lm import _layers as layers_of
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ class QEFFAutoModel:
             aliases=tensor_aliases(skeleton, module),
             steps=steps,
             notes={"part": type(part).__name__},
+            layers=layers_of(module),
             trace=lambda *_: model,
         )
         return source, graph
