@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,10 @@ class LazyTensor:
         """The values in order, flat, in pieces of bounded size."""
         raise NotImplementedError
 
+    def copy_into(self, descriptor: int, offset: int) -> bool:
+        """Copy the raw bytes to a place in a file without reading them here; False if that cannot be done."""
+        return False
+
     def __getitem__(self, index: Any) -> Any:
         return self if index is Ellipsis else self.read()[index]
 
@@ -92,6 +97,20 @@ class FileTensor(LazyTensor):
                 raise WeightsError(f"{self.path} is truncated. Fetch the checkpoint again.")
         flat = torch.frombuffer(pieces, dtype=self.dtype) if self.size else torch.empty(0, dtype=self.dtype)
         return flat.reshape(self.shape)
+
+    def copy_into(self, descriptor: int, offset: int) -> bool:
+        done = 0
+        with open(self.path, "rb", buffering=0) as file:
+            while done < self.size:
+                try:
+                    place = (self.offset + done, offset + done)
+                    count = os.copy_file_range(file.fileno(), descriptor, self.size - done, *place)
+                except (OSError, AttributeError):  # not between these file systems, or not on this platform
+                    return False
+                if count == 0:
+                    raise WeightsError(f"{self.path} is truncated. Fetch the checkpoint again.")
+                done += count
+        return True
 
     def blocks(self) -> Iterator[torch.Tensor]:
         with open(self.path, "rb", buffering=0) as file:

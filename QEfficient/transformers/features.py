@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import secrets
 import types
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import CausalLMOutput
 
 from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean
@@ -25,6 +25,7 @@ Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 ROWS = ("batch_size", "seq_len")
 EXAMPLE = (2, 8)
+PADDING_TOLERANCE = 0.01
 INPUTS = (TensorSpec("input_ids", "int64", ROWS), TensorSpec("attention_mask", "int64", ROWS))
 
 
@@ -86,21 +87,6 @@ def _names(code: types.CodeType) -> list[str]:
     return [*code.co_names, *inner]
 
 
-class _Neighbours(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operations that mix a token with those beside it, whatever the attention mask says."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = ""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(function)
-        wide = name.startswith("aten.convolution") and max(args[1].shape[2:], default=1) > 1
-        if wide or name.startswith(("aten.im2col", "aten._fft")):
-            self.found = name
-        return function(*args, **(kwargs or {}))
-
-
 class FeatureModule(torch.nn.Module):
     """A model's last hidden states, pooled if asked."""
 
@@ -121,16 +107,9 @@ class FeatureModule(torch.nn.Module):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **stateless)
         return _last_hidden(self.model, output)
 
-    def signature(self, mode: FakeTensorMode, causal: bool = False) -> GraphSpec:
-        """The graph's contract; the width is observed on fake tensors. Refuses models that padding would disturb, which
-        it cannot where every token sees earlier ones only (`causal`)."""
-        neighbours = _Neighbours()
-        output = self._observe(mode, neighbours)
-        if neighbours.found and not causal:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} mixes neighbouring tokens past its attention mask ({neighbours.found}):"
-                " padding would change what it answers."
-            )
+    def signature(self, mode: FakeTensorMode) -> GraphSpec:
+        """The graph's contract; the width is observed on fake tensors."""
+        output = self._observe(mode)
         rows: tuple[str, ...] = ROWS if self.pooling is None else ROWS[:1]
         if tuple(output.shape[:-1]) != EXAMPLE[: len(rows)]:
             raise UnsupportedModelError(
@@ -139,9 +118,9 @@ class FeatureModule(torch.nn.Module):
             )
         return GraphSpec(INPUTS, (TensorSpec("output", dtype_name(output.dtype), (*rows, int(output.shape[-1]))),))
 
-    def _observe(self, mode: FakeTensorMode, watch: TorchDispatchMode) -> torch.Tensor:
+    def _observe(self, mode: FakeTensorMode) -> torch.Tensor:
         try:
-            with mode, watch, torch.no_grad():
+            with mode, torch.no_grad():
                 return self._example_output(*(torch.ones(EXAMPLE, dtype=torch.int64) for _ in INPUTS))
         except UnsupportedModelError:
             raise
@@ -226,6 +205,35 @@ def encoder_of(model: Any) -> Any:
             f"{type(part).__name__} does not take input_ids with an attention_mask, so it cannot encode padded text."
         )
     return part
+
+
+def check_padding(model: Any) -> None:
+    """Refuse a model that lets padding past its attention mask (it convolves over tokens, hashes or pools them): a row
+    would get another answer among longer ones than alone. Found by trying, with weights made up."""
+    probe = FeatureModule(_made_up(model))
+    row, pad = torch.arange(3, 8)[None], getattr(model.config, "pad_token_id", None) or 0
+    padded, mask = (torch.nn.functional.pad(t, (0, 4), value=v) for t, v in ((row, pad), (torch.ones_like(row), 0)))
+    with torch.no_grad():
+        alone, among = probe.hidden(row, torch.ones_like(row)), probe.hidden(padded, mask)[:, : row.shape[1]]
+    change = float((alone - among).abs().max() / alone.abs().mean())
+    if change > PADDING_TOLERANCE:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} lets padding past its attention mask: what it answered to a short text changed by"
+            f" {change:.0%} when the text was padded."
+        )
+
+
+def _made_up(model: Any) -> Any:
+    """A copy of a model whose parameters take no memory: each is a vector of random numbers, seen as a matrix in which
+    every row is the one before, shifted by one."""
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        numbers = torch.randn(sum(parameter.shape) + 1, generator=generator)
+        values = numbers * 2 / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 1 + numbers * 0.1
+        shifted = values.to(parameter.dtype).as_strided(parameter.shape, (1,) * parameter.dim())
+        memo[id(parameter)] = torch.nn.Parameter(shifted, requires_grad=False)
+    return copy.deepcopy(model, memo)
 
 
 def plain_seams(model: torch.nn.Module) -> None:

@@ -309,7 +309,8 @@ def test_an_encoder_decoder_gives_its_encoder_and_says_so(tmp_path: Path, caplog
     [
         ("vit", "does not take input_ids"),
         ("fnet", "does not take input_ids with an attention_mask"),
-        ("convbert", "mixes neighbouring tokens"),
+        ("mobilebert", "lets padding past its attention mask"),
+        ("convbert", "lets padding past its attention mask"),
     ],
 )
 def test_what_cannot_be_padded_or_read_is_refused(model_type: str, reason: str) -> None:

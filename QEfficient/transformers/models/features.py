@@ -37,6 +37,7 @@ from QEfficient.transformers.features import (
     FeatureModule,
     Pooling,
     RetainedFeatures,
+    check_padding,
     encoder_of,
     find_pooling,
     plain_seams,
@@ -145,14 +146,14 @@ class QEFFAutoModel:
         """The model as it is; a decoder that cannot be traced so, as the retained module runs it."""
         decoder = _is_decoder(self._source.config)
         if decoder and self._encoder()[1]._is_stateful:
-            return self._traced(RetainedFeatures, decoder)
+            return self._traced(RetainedFeatures)
         try:
-            return self._traced(FeatureModule, decoder)
+            return self._traced(FeatureModule)
         except (ExportError, UnsupportedModelError) as error:
             if not decoder:
                 raise
             logger.info("%s keeps its state while it encodes: %s", self._facts.name, error)
-            return self._traced(RetainedFeatures, decoder)
+            return self._traced(RetainedFeatures)
 
     def _encoder(self) -> tuple[Any, Any, Any]:
         """A skeleton, the part of it that encodes, and the mode of its fake parameters."""
@@ -160,11 +161,13 @@ class QEFFAutoModel:
         plain_seams(skeleton)
         return skeleton, encoder_of(skeleton), mode
 
-    def _traced(self, kind: type[FeatureModule], causal: bool) -> tuple[Source, GraphSpec]:
+    def _traced(self, kind: type[FeatureModule]) -> tuple[Source, GraphSpec]:
         skeleton, part, mode = self._encoder()
         logger.info("%s: the hidden states are those of its %s.", self._facts.name, type(part).__name__)
+        if not _is_decoder(self._source.config):
+            check_padding(part)
         module = kind(part, self._pooling)
-        graph = module.signature(mode, causal)
+        graph = module.signature(mode)
         steps = module.steps  # filled by tracing, after which the module has another copy, as it was before
         self.progress("trace")
         model = trace_stateless(module, graph, self._facts.max_positions)
