@@ -196,8 +196,6 @@ def _last_hidden(model: Any, output: Any) -> torch.Tensor:
 def encoder_of(model: Any) -> Any:
     """The part of `model` that makes hidden states of tokens: without a head, and of an encoder-decoder the encoder."""
     part = model.base_model
-    while part.get_output_embeddings() is not None and part.get_decoder() is not part:
-        part = part.get_decoder()  # AutoModel has classes with a head too
     if accepts(part, "decoder_input_ids"):
         part = part.get_encoder()
     if not accepts(part, "input_ids") or not accepts(part, "attention_mask"):
