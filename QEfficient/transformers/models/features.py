@@ -52,9 +52,7 @@ from QEfficient.transformers.models.inputs import Prompts, read_prompts
 logger = logging.getLogger(__name__)
 
 TASK = "features"
-MANY_LENGTHS = 15
-DEFAULT_LENGTH = 32
-HARMLESS_IN_COMPILE = ("offload_pt_weights",)
+DEFAULT_LENGTH, MANY_LENGTHS = 32, 15
 IGNORED_IN_GENERATE = ("device_ids", "device_id", "runtime_ai100", "write_io", "dtype")
 """Options of Qualcomm's library that have no meaning here."""
 
@@ -97,8 +95,7 @@ class QEFFAutoModel:
 
     @property
     def get_model_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.config.to_dict()
-        return config
+        return dict(self.config.to_dict())
 
     @functools.cached_property
     def model(self) -> Any:
@@ -200,9 +197,9 @@ class QEFFAutoModel:
         Inputs are padded to the smallest `seq_len` that holds them.
         """
         chosen = get_device(device, TASK)
-        own = {name: value for name, value in options.items() if name not in HARMLESS_IN_COMPILE}
+        options.pop("offload_pt_weights", None)  # they were never loaded
         lengths = (seq_len,) if isinstance(seq_len, int) else tuple(seq_len)
-        spec = EncodeSpec(batch_size, lengths, chosen.own_options(own))
+        spec = EncodeSpec(batch_size, lengths, chosen.own_options(options))
         if len(lengths) >= MANY_LENGTHS:
             logger.warning("%d sequence lengths are compiled; each takes time and room on the device.", len(lengths))
         if onnx_path is not None:
@@ -242,9 +239,8 @@ class QEFFAutoModel:
         self._ensure_loaded(max(map(len, rows)))
         assert self._session is not None
         size = self._session.spec.batch_size
-        features = [
-            row for first in range(0, len(rows), size) for row in _encode(self._session, rows[first : first + size])
-        ]
+        calls = [rows[first : first + size] for first in range(0, len(rows), size)]
+        features = [row for call in calls for row in _encode(self._session, call)]
         pooled = features[0].ndim == 1
         return {"output": np.stack(features) if pooled else _arranged(features, _given_mask(values))}
 
@@ -310,9 +306,8 @@ def _check_program(program: ExportedProgram, spec: EncodeSpec) -> None:
 
 def _check_generate_options(options: Mapping[str, Any]) -> None:
     known = ("tokenizer", "prompts", "input_ids", "attention_mask", *IGNORED_IN_GENERATE)
-    for name in options:
-        if name not in known:
-            raise OptionError(f"generate does not know the option '{name}'.{did_you_mean(name, known)}")
+    for name in options.keys() - set(known):
+        raise OptionError(f"generate does not know the option '{name}'.{did_you_mean(name, known)}")
 
 
 def _field(values: Sequence[Any], name: str) -> list[list[int]] | None:
