@@ -183,7 +183,8 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
         "",
         "Written by `qefficient models --test`: a tiny random model of every type goes through export and the",
         f"reference device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a",
-        f"static batch and with continuous batching in two slots, prefilled in chunks of {GEOMETRY['prefill_seq_len']}.",
+        "static batch and with continuous batching in two slots, prefilled in chunks of "
+        f"{GEOMETRY['prefill_seq_len']}.",
         "",
         f"**{len(outcomes)} types: {summary}.** Versions: {used}.",
         "",
