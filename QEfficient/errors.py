@@ -71,6 +71,12 @@ class VerificationError(QEfficientError):
     """Two stages that should agree do not."""
 
 
+def first_line(error: BaseException) -> str:
+    """`ValueError: what it says first`, for a foreign error that ours reports."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` when something known is close to `wrong`, else an empty string."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)

@@ -85,6 +85,8 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     """Without the states; `logits` first."""
     states: tuple[StateSpec, ...] = ()
+    longest: int | None = None
+    """Tokens that the model itself can tell apart, whatever the context: the rows of its table of positions."""
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
@@ -186,7 +188,7 @@ def _graph_from(record: Mapping[str, Any]) -> Graph:
     spec = record["spec"]
     states = tuple(StateSpec(tensor(s["tensor"]), s["kind"], s["layer"], s["window"]) for s in spec["states"])
     inputs, outputs = tuple(map(tensor, spec["inputs"])), tuple(map(tensor, spec["outputs"]))
-    return Graph(record["file"], GraphSpec(inputs, outputs, states))
+    return Graph(record["file"], GraphSpec(inputs, outputs, states, spec.get("longest")))
 
 
 def exported_to_record(program: ExportedProgram) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Limits:
     """Most one-token rows in one run."""
     prefill_rows: int
     """Most rows longer than one token in one run."""
+    bounded_by_model: bool = False
+    """Whether `ctx_len` is what the model has positions for, less than what the program was compiled for."""
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch that does not fit, saying both numbers."""

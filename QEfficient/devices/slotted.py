@@ -22,9 +22,11 @@ FED = ("input_ids", "position_ids", "batch_index")
 PADDING = -1
 
 
-def slotted_limits(spec: CompileSpec) -> Limits:
-    """What the static shapes of `spec` can take."""
-    return Limits(spec.slots, spec.prefill_seq_len, spec.ctx_len, spec.decode_rows, spec.prefill_rows)
+def slotted_limits(spec: CompileSpec, longest: int | None = None) -> Limits:
+    """What the static shapes of `spec` can take, as far as the model has positions (`longest`)."""
+    own = longest is not None and longest < spec.ctx_len
+    ctx_len = min(spec.ctx_len, longest or spec.ctx_len)
+    return Limits(spec.slots, spec.prefill_seq_len, ctx_len, spec.decode_rows, spec.prefill_rows, own)
 
 
 def check_batching(graph: GraphSpec, spec: CompileSpec) -> None:
@@ -52,7 +54,7 @@ class SlottedSession(Session):
         unfed = [tensor.name for tensor in graph.inputs if tensor.name not in FED]
         if unfed:
             raise DeviceError(f"the graph needs the input '{unfed[0]}', which a session for text does not feed.")
-        self.limits = slotted_limits(spec)
+        self.limits = slotted_limits(spec, graph.longest)
         self._continuous_batching = graph.continuous_batching
 
     @abstractmethod

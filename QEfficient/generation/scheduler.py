@@ -83,6 +83,8 @@ class Scheduler:
             raise PromptError("the prompt is empty: it must have at least one token.")
         if length >= ctx_len:
             full = ", and a new token needs room too" if length == ctx_len else ""
+            if self._limits.bounded_by_model:
+                raise PromptError(f"prompt has {length:,} tokens, but the model has {ctx_len:,} positions only{full}.")
             raise PromptError(
                 f"prompt has {length:,} tokens, but the program was compiled for ctx_len {ctx_len:,}{full}."
                 " Compile again with a larger ctx_len."

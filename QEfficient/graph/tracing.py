@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from QEfficient.errors import ExportError
+from QEfficient.errors import ExportError, first_line
 from QEfficient.graph import fixes
 from QEfficient.operators.functions import OPSET
 from QEfficient.program import GraphSpec, TensorSpec
@@ -100,8 +100,7 @@ def _innermost(error: BaseException) -> str:
     """The first line of the deepest cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    return first_line(error)
 
 
 def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from transformers.modeling_outputs import CausalLMOutput
 
-from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean
+from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean, first_line
 from QEfficient.program import GraphSpec, TensorSpec
 from QEfficient.transformers.observe import accepts
 from QEfficient.transformers.retained_module import RetainedModule
@@ -128,9 +128,8 @@ class FeatureModule(torch.nn.Module):
             reason = f"what it computes depends on the content of its input in a way that no graph holds ({error})."
             raise UnsupportedModelError(f"{type(self.model).__name__} cannot be traced: {reason}") from error
         except Exception as error:  # whatever the model, or the user's pooling, raises
-            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise UnsupportedModelError(
-                f"{type(self.model).__name__} could not be run on tokens and their mask alone: {reason}"
+                f"{type(self.model).__name__} could not be run on tokens and their mask alone: {first_line(error)}"
             ) from error
 
     def _example_output(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

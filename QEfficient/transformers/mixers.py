@@ -268,7 +268,8 @@ def _name(mixer: torch.nn.Module, sequences: int, slots: bool) -> str:
     facts = [type(mixer).__qualname__, str(sequences)]
     for path, module in mixer.named_modules():
         scalars = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
-        scalars.pop("layer_idx", None)
+        for number in ("layer_idx", "layer_id"):
+            scalars.pop(number, None)
         facts.append(f"{path}:{type(module).__qualname__}:{sorted(scalars.items())}")
     facts += [f"{name}:{tuple(t.shape)}:{t.dtype}" for name, t in tensors_of(mixer).items()]
     digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]

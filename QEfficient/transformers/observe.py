@@ -134,6 +134,8 @@ class Observation:
     """Width of the logits."""
     position_lookups: dict[int, int]
     """Table lookups of one run that are of positions, by number → offset."""
+    longest: int | None
+    """Positions that the shortest of these tables has."""
 
 
 def accepts(model: torch.nn.Module, argument: str) -> bool:
@@ -164,8 +166,16 @@ def observe(model: torch.nn.Module, rolling: bool) -> Observation:
     if not cache.records and not attributes.changed:
         raise UnsupportedModelError(f"{type(model).__name__} kept nothing in transformers' cache.")
     plans = _plans(cache, rolling) + attributes.plans(model)
-    width = result.logits.shape[-1]
-    return Observation(plans, _mixers(cache, plans), outputs, bool(cache.mask_rules), width, tables.offsets(CALLS))
+    offsets = tables.offsets(CALLS)
+    return Observation(
+        plans,
+        _mixers(cache, plans),
+        outputs,
+        mask_called=bool(cache.mask_rules),
+        vocab_size=result.logits.shape[-1],
+        position_lookups=offsets,
+        longest=tables.longest(offsets),
+    )
 
 
 def _tokens(model: torch.nn.Module, length: int) -> torch.Tensor:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-Lookup = Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
-"""(indices, plain lookup) → rows."""
+Plain = Callable[[torch.Tensor], torch.Tensor]
+Lookup = Callable[[torch.Tensor, Plain, int], torch.Tensor]
+"""(indices, plain lookup, rows of the table) → the rows looked up."""
 
 
 @contextmanager
@@ -22,23 +23,23 @@ def lookups(handle: Lookup) -> Iterator[None]:
     embedding, index_select = torch.nn.functional.embedding, torch.Tensor.index_select
     inside = False  # tracing modes call the patched function again from within the original
 
-    def handled(indices: torch.Tensor, plain: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def handled(indices: torch.Tensor, plain: Plain, rows: int) -> torch.Tensor:
         nonlocal inside
         if inside:
             return plain(indices)
         inside = True
         try:
-            return handle(indices, plain)
+            return handle(indices, plain, rows)
         finally:
             inside = False
 
     def embed(input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return handled(input, lambda index: embedding(index, weight, *args, **kwargs))
+        return handled(input, lambda index: embedding(index, weight, *args, **kwargs), weight.shape[0])
 
     def select(self: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
         if dim != 0 or self.dim() != 2:
             return index_select(self, dim, index)
-        return handled(index, lambda rows: embedding(rows, self))
+        return handled(index, lambda rows: embedding(rows, self), self.shape[0])
 
     torch.nn.functional.embedding, torch.Tensor.index_select = embed, select  # type: ignore[assignment, method-assign]
     try:
@@ -53,13 +54,17 @@ class WatchedLookups:
 
     def __init__(self) -> None:
         self.calls: list[list[torch.Tensor]] = []
+        self.rows: list[int] = []
+        """Of the tables, in the order of the last call's lookups."""
 
     def begin(self) -> None:
         """The model is called again."""
         self.calls.append([])
+        self.rows = []
 
-    def __call__(self, indices: torch.Tensor, plain: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def __call__(self, indices: torch.Tensor, plain: Plain, rows: int) -> torch.Tensor:
         self.calls[-1].append(indices)
+        self.rows.append(rows)
         return plain(indices)
 
     def offsets(self, spans: tuple[tuple[int, int], ...]) -> dict[int, int]:
@@ -72,6 +77,10 @@ class WatchedLookups:
             if offsets[0] is not None and len(set(offsets)) == 1:
                 found[number] = offsets[0]
         return found
+
+    def longest(self, offsets: dict[int, int]) -> int | None:
+        """How many positions the shortest of these tables has."""
+        return min((self.rows[number] - offset for number, offset in offsets.items()), default=None)
 
 
 def _offset(index: torch.Tensor, first: int, length: int) -> int | None:
@@ -91,7 +100,7 @@ class RetainedLookups:
         self.positions = position_ids.clamp(min=0)
         self.number = -1
 
-    def __call__(self, indices: torch.Tensor, plain: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def __call__(self, indices: torch.Tensor, plain: Plain, rows: int) -> torch.Tensor:
         self.number += 1
         if self.number not in self.offsets:
             return plain(indices)

@@ -6,29 +6,51 @@ itself does no better for most of them; slow, and said so.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
+from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.context import gather, scatter
+from QEfficient.transformers.observe import WatchedAttributes
 from QEfficient.transformers.retained_module import LastRowOnly, last_row
 from QEfficient.transformers.retained_state import StatePlan
 
 TOKENS = StatePlan("tokens", 0, (1, None, 1), torch.int64)
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Why a model is replayed, and what it needs for that."""
+
+    reason: str
+    longest: int | None = None
+    """Tokens up to which the model's answers do not depend on how long its input is padded."""
+
+
 class ReplayModule(torch.nn.Module):
     """Same signature as `RetainedModule`; its one state holds the tokens seen so far."""
 
     plans = (TOKENS,)
+    lengths: ClassVar[torch.Tensor | None] = None
+    """`[b, 1]`: live tokens of each row while the model runs, for families whose answers depend on them."""
 
-    def __init__(self, model: Any, reason: str) -> None:
+    def __init__(self, model: Any, replay: Replay) -> None:
         super().__init__()
         self.model = model
-        self.reason = reason
+        self.reason = replay.reason
+        self.longest = replay.longest
         self.steps: dict[str, Any] = {}
+        attributes = WatchedAttributes()
         with torch.no_grad():
-            logits = model(input_ids=torch.full((1, 3), 3), use_cache=False).logits
+            for _ in range(2):
+                logits = model(input_ids=torch.full((1, 3), 3), use_cache=False).logits
+                attributes.note(model)
+        if attributes.changed:
+            raise UnsupportedModelError("what it keeps from call to call is not in its tokens")
         self.vocab_size = int(logits.shape[-1])
 
     def forward(
@@ -40,13 +62,24 @@ class ReplayModule(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         written = scatter(states[0], position_ids, input_ids[:, None, :, None], batch_index)
         tokens = gather(written, position_ids, batch_index)[:, 0, :, 0].clamp(0, self.vocab_size - 1)
-        slots = torch.arange(tokens.shape[1])
-        live = slots <= position_ids.amax(dim=1, keepdim=True)
-        places = torch.where(live, slots, -1)
-        # No mask for the slots behind the last: a causal model does not look there, and others are no such models
-        with LastRowOnly(self.model, places) as selection:
+        slots = torch.arange(self.longest or tokens.shape[1])
+        if self.longest is not None:
+            tokens = tokens[:, slots.clamp(max=tokens.shape[1] - 1)]
+        last = position_ids.amax(dim=1, keepdim=True)
+        places = torch.where(slots <= last, slots, -1)
+        # No mask for the slots behind the last: a causal model does not look there; others are told the lengths
+        with LastRowOnly(self.model, places) as selection, self._telling(last + 1):
             logits = self.model(input_ids=tokens, use_cache=False).logits
         return (logits if selection.done else last_row(logits, places), written)
+
+    @staticmethod
+    @contextmanager
+    def _telling(lengths: torch.Tensor) -> Iterator[None]:
+        before, ReplayModule.lengths = ReplayModule.lengths, lengths
+        try:
+            yield
+        finally:
+            ReplayModule.lengths = before
 
     def notes(self) -> dict[str, Any]:
         return {"replay": 1, "reason": self.reason}

@@ -31,6 +31,8 @@ class RetainedModule(torch.nn.Module):
         """The model builds no mask through transformers' mask functions, so it is handed a finished one."""
         self.vocab_size = 0
         self.position_lookups: dict[int, int] = {}
+        self.longest: int | None = None
+        """Positions that the model has, if it has a table of them."""
         self.steps: dict[str, StepRecord] = {}
         """Filled while tracing: the bodies that the recurrent nodes need."""
 

@@ -35,7 +35,9 @@ def _window_symbol(plan: StatePlan, taken: dict[int, str]) -> str:
     return taken[plan.window]
 
 
-def causal_signature(plans: tuple[StatePlan, ...], spec: ExportSpec, vocab_size: int, logits_dtype: str) -> GraphSpec:
+def causal_signature(
+    plans: tuple[StatePlan, ...], spec: ExportSpec, vocab_size: int, logits_dtype: str, longest: int | None = None
+) -> GraphSpec:
     """Inputs and outputs of a causal language model's graph."""
     rows = ("batch_size", "seq_len")
     inputs = [TensorSpec("input_ids", "int64", rows), TensorSpec("position_ids", "int64", rows)]
@@ -50,4 +52,4 @@ def causal_signature(plans: tuple[StatePlan, ...], spec: ExportSpec, vocab_size:
         name = state_name(plan.kind, plan.layer, plan.index, spec.kv_cache_prefix)
         states.append(StateSpec(TensorSpec(name, dtype_name(plan.dtype), shape), plan.kind, plan.layer, plan.window))
     logits = TensorSpec("logits", logits_dtype, ("batch_size", 1, vocab_size))
-    return GraphSpec(tuple(inputs), (logits,), tuple(states))
+    return GraphSpec(tuple(inputs), (logits,), tuple(states), longest)

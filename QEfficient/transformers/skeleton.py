@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
+
+from QEfficient.errors import UnsupportedModelError, first_line
 
 
 def fake_mode() -> FakeTensorMode:
@@ -46,8 +49,13 @@ def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
 
 def build_skeleton(build: Callable[[], Any], mode: FakeTensorMode) -> Any:
     """What `build` makes, with fake parameters; nothing is initialised, tied parameters stay tied."""
-    with _fake_parameters(mode), no_init_weights():
-        model = build()
+    try:
+        with _fake_parameters(mode), no_init_weights():
+            model = build()
+    except Exception as error:  # whatever a model's own constructor raises
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} cannot build the model from its config: {first_line(error)}"
+        ) from error
     model.tie_weights()
     return model.eval()
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from QEfficient.errors import UnsupportedModelError
+from QEfficient.errors import UnsupportedModelError, first_line
 from QEfficient.transformers import attention, mixers
 from QEfficient.transformers.families import adapt
 from QEfficient.transformers.observe import observe
-from QEfficient.transformers.replay import ReplayModule
+from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 
 logger = logging.getLogger(__name__)
@@ -36,29 +36,33 @@ def retain(model: Any, rolling: bool = True) -> RetainedModule | ReplayModule:
     """The retained module of `model`, which is changed in place: attention, masks, cache and experts go through us."""
     model.eval()
     install_seams(model)
-    adapt(model)
+    asked = adapt(model)
+    if asked is not None:
+        return _replayed(model, asked)
     try:
         retained = _retained(model, rolling)
         _rehearse(retained)
     except Exception as error:  # whatever a model may trip over; what it was is kept and said
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        logger.warning("%s computes its whole context again at each step: %s", type(model).__name__, reason)
-        return _replayed(model, reason)
+        return _replayed(model, Replay(first_line(error)))
     return retained
 
 
-def _replayed(model: Any, reason: str) -> ReplayModule:
+def _replayed(model: Any, replay: Replay) -> ReplayModule:
     try:
-        return ReplayModule(model, reason)
+        replaying = ReplayModule(model, replay)
     except Exception as error:
-        name, text = type(model).__name__, (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{name} cannot be traced: {text}. Nor can it keep its state: {reason}") from error
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be traced: {first_line(error)}. Nor can it keep its state: {replay.reason}"
+        ) from error
+    logger.warning("%s computes its whole context again at each step: %s", type(model).__name__, replay.reason)
+    return replaying
 
 
 def _retained(model: Any, rolling: bool) -> RetainedModule:
     seen = observe(model, rolling)
     retained = RetainedModule(model, seen.plans, explicit_mask=not seen.mask_called)
     retained.vocab_size, retained.position_lookups = seen.vocab_size, seen.position_lookups
+    retained.longest = seen.longest
     for path, plans in seen.mixers.items():
         mixers.install(model, path, plans, seen.outputs[path], retained.steps)
     return retained

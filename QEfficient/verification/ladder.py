@@ -79,7 +79,9 @@ def verify(
     ids = _prompt_ids(prompts, opened, model)
     compiled = opened.compile(device, continuous_batching, ctx_len, max(len(p) for p in ids) + new_tokens, progress)
     progress("expect")
-    expected = _expected(model, ids, new_tokens, slotted_limits(compiled.spec))
+    expected = _expected(
+        model, ids, new_tokens, slotted_limits(compiled.spec, compiled.program.graphs["lm"].spec.longest)
+    )
     ladder = Ladder(model, compiled, get_device(compiled.device), expected)
     report = ladder.report(start, progress)
     try:

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from QEfficient.errors import UnsupportedModelError, first_line
 
 from .tiny_overrides import GAINS, OVERRIDES, SEEDS
 
@@ -349,8 +351,14 @@ def _build(model_type: str, config: PreTrainedConfig, dtype: torch.dtype) -> Pre
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
     for name in config.sub_configs:
         if type(getattr(config, name)) is model_class.config_class:
-            return model_class._from_config(getattr(config, name), **options)
-    return AutoModelForCausalLM.from_config(config, **options)
+            config = getattr(config, name)
+            break
+    try:
+        return model_class._from_config(config, **options)
+    except Exception as error:  # whatever a model's own constructor raises
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} cannot build a tiny one: {first_line(error)}"
+        ) from error
 
 
 def _tuned(table: dict[T, str], model_type: str, usual: T) -> T:

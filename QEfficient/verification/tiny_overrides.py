@@ -271,12 +271,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "axial_pos_shape": [16, 16],
         "axial_pos_embds_dim": [16, 48],
         "attention_head_size": 16,
-        "local_attn_chunk_length": 8,
-        "lsh_attn_chunk_length": 8,
         "pad_token_id": 0,
     },
     "roberta": PADDED,
     "roberta-prelayernorm": PADDED,
+    "rwkv": {"rescale_every": 1},
     "roc_bert": {
         "shape_vocab_size": 256,
         "pronunciation_vocab_size": 256,

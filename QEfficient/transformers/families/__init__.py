@@ -1,7 +1,7 @@
 """Families of models that leave the seams, one file each: only what differs.
 
 A file says which config types it is for (`MODEL_TYPES`) and how to adapt a model (`adapt(model)`, in place, on our own
-copy). It is found by being here.
+copy). It is found by being here. If it says so by a `Replay`, the tokens are the model's only state.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
+from QEfficient.transformers.replay import Replay
+
 
 def _families() -> list[ModuleType]:
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
-def adapt(model: Any) -> None:
+def adapt(model: Any) -> Replay | None:
     """Let the family of this model, if it has one, change what it must. Composite models are asked part by part."""
     types = {getattr(module.config, "model_type", None) for module in model.modules() if hasattr(module, "config")}
-    for family in _families():
-        if types & set(family.MODEL_TYPES):
-            family.adapt(model)
+    asked = [family.adapt(model) for family in _families() if types & set(family.MODEL_TYPES)]
+    return next((replay for replay in asked if replay is not None), None)

@@ -173,7 +173,7 @@ class QEFFAutoModelForCausalLM:
     def _prepare(self, spec: ExportSpec) -> tuple[Source, GraphSpec]:
         skeleton, _ = self._source.skeleton()
         retained = retain(skeleton, rolling=not spec.retain_full_kv)
-        graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype)
+        graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.longest)
         source = Source(
             module=retained,
             graph=graph,

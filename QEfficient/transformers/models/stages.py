@@ -124,6 +124,7 @@ def compile_program(
 ) -> CompiledProgram:
     """The published compiled form of a program for one device and geometry."""
     options = device.own_options(spec.device_options)
+    _warn_of_positions(program, spec)
     own = replace(spec, device_options=options)
     device_versions = {"device": device.name, "spec": own, "program": program.fingerprint, "versions": versions()}
     digest = fingerprint(device_versions)
@@ -136,6 +137,12 @@ def compile_program(
 
     store.publish(folder, build, {"hashed_compile_params.json": plain(device_versions)})
     return load_compiled(store.open(folder))
+
+
+def _warn_of_positions(program: ExportedProgram, spec: CompileSpec) -> None:
+    longest = min((g.spec.longest for g in program.graphs.values() if g.spec.longest is not None), default=None)
+    if longest is not None and longest < spec.ctx_len:
+        logger.warning("ctx_len is %d, but %s has %d positions only.", spec.ctx_len, program.model.name, longest)
 
 
 def check_batching(program_batches: bool, spec: CompileSpec) -> None:
