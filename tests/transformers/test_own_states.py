@@ -1,0 +1,60 @@
+"""Families whose states transformers hands around in ways of their own, and those that only the tokens can restore."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from QEfficient import QEFFAutoModelForCausalLM
+from QEfficient.errors import UnsupportedModelError
+from QEfficient.transformers.replay import Replay, ReplayModule
+from QEfficient.verification.tiny_models import prompts, tiny_model
+
+COUNT = 8
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(COUNT):
+        tokens.append(int(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("model_type", ["rwkv", "xlstm", "minimax", "cpmant", "prophetnet"])
+def test_tokens_are_those_of_transformers(model_type: str, tmp_path: Any) -> None:
+    tiny_model(model_type).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    asked = prompts(model)
+    served = QEFFAutoModelForCausalLM.from_pretrained(str(tmp_path), continuous_batching=True)
+    served.compile(prefill_seq_len=5, ctx_len=40, full_batch_size=2)
+    found = served.generate(input_ids=asked, generation_len=COUNT).generated_ids
+    assert found == [greedy(model, prompt) for prompt in asked]
+
+
+def test_rwkv_that_transformers_has_rescaled_is_not_rescaled_again() -> None:
+    model = tiny_model("rwkv")
+    asked = prompts(model)[:1]
+    wanted = greedy(model, asked[0])  # rescales the weights of `model`
+    assert model.rwkv.layers_are_rescaled
+    served = QEFFAutoModelForCausalLM(model)
+    assert served.generate(input_ids=asked, generation_len=COUNT).generated_ids == [wanted]
+    assert greedy(model, asked[0]) == wanted
+
+
+def test_a_model_that_keeps_something_of_its_own_is_not_replayed() -> None:
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = torch.zeros(1)
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+            self.calls = self.calls + 1
+            return SimpleNamespace(logits=torch.zeros(1, 3, 7))
+
+    with pytest.raises(UnsupportedModelError, match="keeps from call to call"):
+        ReplayModule(Counting(), Replay("a test"))
