@@ -145,6 +145,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise StorageError(f"{folder} cannot be made: a file is where a folder should be.") from None
+    except FileNotFoundError as error:  # a file system that takes no folders, such as /proc
+        raise StorageError(f"{folder} cannot be made: its file system takes no folder '{error.filename}'.") from None
 
 
 @contextlib.contextmanager

@@ -502,6 +502,12 @@ def test_a_file_as_root(tmp_path: Path) -> None:
         store.publish(store.exported_folder("A", "n", "1"), write_files)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a file system that takes no folders is needed")
+def test_a_root_where_no_folder_can_be_made() -> None:
+    with pytest.raises(StorageError, match="its file system takes no folder '/proc/"):
+        ArtifactStore("/proc/qefficient").check_writable()
+
+
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no", "/elsewhere/token"), FileNotFoundError("x")])
 def test_troubles_of_the_builder_elsewhere_are_not_the_stores(store: ArtifactStore, error: OSError) -> None:
     def fail(folder: Path) -> None:
