@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import transformers
-from torch.nn import ModuleList
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
-from QEfficient.devices import Device, Session, get_device
+from QEfficient.devices import Session, get_device
 from QEfficient.errors import OptionError, WrongTaskError, did_you_mean
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.text import TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
-from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec, ModelFacts, load_exported
+from QEfficient.program import CompiledProgram, GraphSpec, ModelFacts
 from QEfficient.specs import CompileSpec, ExportSpec, SamplingParams
+from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
+from QEfficient.transformers.models.auto_model import AutoModel
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
 from QEfficient.transformers.signature import causal_signature
 from QEfficient.transformers.transform import retain, weight_aliases
@@ -38,7 +39,7 @@ LATER_OPTIONS = (
 """Options of Qualcomm's library that need the card; refused when they are used."""
 
 
-class QEFFAutoModelForCausalLM:
+class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
     """A causal language model, from its checkpoint to tokens.
 
     The model that you pass in is never changed: it is copied without its weights, and the copy is transformed.
@@ -56,18 +57,11 @@ class QEFFAutoModelForCausalLM:
         used.pop("pretrained_model_name_or_path", None)
         if used:
             raise NotImplementedError(f"qaic_config['{next(iter(used))}'] {NOT_YET}.")
-        self._source: ModelSource = (
-            model if isinstance(model, ModelSource) else open_source(model, transformers.AutoModelForCausalLM, options)
-        )
+        opened = isinstance(model, ModelSource)
+        source = model if opened else open_source(model, transformers.AutoModelForCausalLM, options)
+        super().__init__(source, _facts(source))
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
-        self._facts = _facts(self._source)
-        self._program: ExportedProgram | None = None
-        self._compiled: CompiledProgram | None = None
-        self._session: Session | None = None
-        self._device: Device | None = None
-        self.progress: Callable[[str], None] = lambda stage: None
-        """Called with the name of each stage of long work."""
 
     @classmethod
     def from_pretrained(
@@ -87,34 +81,6 @@ class QEFFAutoModelForCausalLM:
             continuous_batching = True
         return cls(pretrained_model_name_or_path, continuous_batching, qaic_config, max_seq_len_cached, **options)
 
-    # what was asked for and what was made
-
-    @property
-    def config(self) -> Any:
-        return self._source.config
-
-    @property
-    def get_model_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.config.to_dict()
-        return config
-
-    @property
-    def model(self) -> Any:
-        """The model: yours if you passed an object, else its skeleton, whose parameters hold no data."""
-        if self._source.live is not None:
-            return self._source.live
-        if not hasattr(self, "_skeleton"):
-            self._skeleton = self._source.skeleton()[0]
-        return self._skeleton
-
-    @property
-    def model_name(self) -> str:
-        return self._facts.name
-
-    @property
-    def model_architecture(self) -> str | None:
-        return self._facts.architecture or None
-
     @property
     def num_layers(self) -> int:
         return int(self.config.get_text_config().num_hidden_layers)
@@ -122,22 +88,6 @@ class QEFFAutoModelForCausalLM:
     @property
     def is_tlm(self) -> bool:
         return False
-
-    @property
-    def onnx_path(self) -> str | None:
-        return str(self._program.onnx_path()) if self._program else None
-
-    @property
-    def qpc_path(self) -> str | None:
-        return str(self._compiled.folder) if self._compiled else None
-
-    @property
-    def export_hash(self) -> str | None:
-        return self._program.fingerprint if self._program else None
-
-    @property
-    def hash_params(self) -> dict[str, Any]:
-        return {**self._identity(), "pretrained_model_name_or_path": self._source.location or None}
 
     def _identity(self) -> dict[str, Any]:
         return {"qeff_auto_class": type(self).__name__, "max_seq_len_cached": self.max_seq_len_cached}
@@ -182,7 +132,7 @@ class QEFFAutoModelForCausalLM:
             aliases=weight_aliases(retained),
             steps=retained.steps,
             notes=retained.notes(),
-            layers=_layers(retained),
+            layers=layers_of(retained),
         )
         return source, graph
 
@@ -210,20 +160,17 @@ class QEFFAutoModelForCausalLM:
         spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, full_batch_size, kv_cache_batch_size, options)
         stages.check_batching(self.continuous_batching, spec)
         chosen.own_options(options)
-        if onnx_path is not None:
-            self._program = load_exported(ArtifactStore().open(Path(onnx_path).parent))
-        elif self._program is None:
-            self.export(
-                use_onnx_subfunctions=use_onnx_subfunctions,
-                retain_full_kv=bool(retain_full_kv),
-                kv_cache_prefix=kv_cache_prefix,
-            )
-        assert self._program is not None
+        graph: dict[str, Any] = {
+            "use_onnx_subfunctions": use_onnx_subfunctions,
+            "retain_full_kv": bool(retain_full_kv),
+            "kv_cache_prefix": kv_cache_prefix,
+        }
+        program = self._program_or(onnx_path, lambda: self.export(**graph))
         self._forget_compiled()
         self.progress("compile")
-        self._compiled = stages.compile_program(self._program, spec, chosen, ArtifactStore(), compile_dir)
-        self._device = chosen
-        return self._compiled.folder
+        compiled = stages.compile_program(program, spec, chosen, ArtifactStore(), compile_dir)
+        self._compiled, self._device = compiled, chosen
+        return compiled.folder
 
     def generate(
         self,
@@ -272,24 +219,6 @@ class QEFFAutoModelForCausalLM:
         if tokenizer is None and self._program.has_tokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._program.folder / "tokenizer")
         return TextGenerator(Engine(self._session), tokenizer or TokensOnly(), self._facts.eos_token_ids)
-
-    def _forget_compiled(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        self._session, self._compiled = None, None
-
-
-def _layers(module: Any) -> dict[str, str]:
-    """Path → class name of every layer: the members of the outermost lists of modules in which something knows its
-    place among the layers of the cache; if there are none, those of the longest list."""
-    lists = {path: m for path, m in module.named_modules() if isinstance(m, ModuleList) and len(m)}
-    outer = {path: m for path, m in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
-    chosen = {path: m for path, m in outer.items() if any(hasattr(inner, "layer_idx") for inner in m.modules())}
-    if not chosen and outer:
-        longest = max(outer, key=lambda path: len(outer[path]))
-        chosen = {longest: outer[longest]}
-    found = {f"{path}.{name}": member for path, members in chosen.items() for name, member in members.named_children()}
-    return {path: type(member).__name__ for path, member in found.items()}
 
 
 def _refuse_later(options: dict[str, Any]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from QEfficient.program import (
     ModelFacts,
     compiled_to_record,
     load_encoder,
-    load_exported,
 )
 from QEfficient.specs import EncodeSpec, ExportSpec
 from QEfficient.transformers.features import (
@@ -44,9 +42,10 @@ from QEfficient.transformers.features import (
     pooling_identity,
     tensor_aliases,
 )
+from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
-from QEfficient.transformers.models.causal_lm import _layers as layers_of
+from QEfficient.transformers.models.auto_model import AutoModel
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ IGNORED_IN_GENERATE = ("device_ids", "device_id", "runtime_ai100", "write_io", "
 """Options of Qualcomm's library that have no meaning here."""
 
 
-class QEFFAutoModel:
+class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
     """An encoder, or a decoder used as one, from its checkpoint to hidden states.
 
     Of an encoder-decoder it is the encoder; of a model with a head, the model below the head. The model that you pass
@@ -67,14 +66,8 @@ class QEFFAutoModel:
     def __init__(self, model: Any, pooling: str | Pooling | None = None, **options: Any) -> None:
         self._pooling = find_pooling(pooling)
         self._pooling_identity = pooling_identity(pooling)
-        self._source = open_source(model, transformers.AutoModel, options)
-        self._facts = _facts(self._source)
-        self._program: ExportedProgram | None = None
-        self._compiled: CompiledEncoder | None = None
-        self._session: EncoderSession | None = None
-        self._device: Device | None = None
-        self.progress: Callable[[str], None] = lambda stage: None
-        """Called with the name of each stage of long work."""
+        source = open_source(model, transformers.AutoModel, options)
+        super().__init__(source, _facts(source))
 
     @classmethod
     def from_pretrained(
@@ -86,45 +79,6 @@ class QEFFAutoModel:
         `[b, s, n]` and the attention mask `[b, s]` that PyTorch can trace. Other options go to transformers' config.
         """
         return cls(pretrained_model_name_or_path, pooling, **options)
-
-    # what was asked for and what was made
-
-    @property
-    def config(self) -> Any:
-        return self._source.config
-
-    @property
-    def get_model_config(self) -> dict[str, Any]:
-        return dict(self.config.to_dict())
-
-    @functools.cached_property
-    def model(self) -> Any:
-        """The model: yours if you passed an object, else its skeleton, whose parameters hold no data."""
-        return self._source.live if self._source.live is not None else self._source.skeleton()[0]
-
-    @property
-    def model_name(self) -> str:
-        return self._facts.name
-
-    @property
-    def model_architecture(self) -> str | None:
-        return self._facts.architecture or None
-
-    @property
-    def onnx_path(self) -> str | None:
-        return str(self._program.onnx_path()) if self._program else None
-
-    @property
-    def qpc_path(self) -> str | None:
-        return str(self._compiled.folder) if self._compiled else None
-
-    @property
-    def export_hash(self) -> str | None:
-        return self._program.fingerprint if self._program else None
-
-    @property
-    def hash_params(self) -> dict[str, Any]:
-        return {**self._identity(), "pretrained_model_name_or_path": self._source.location or None}
 
     def _identity(self) -> dict[str, Any]:
         return {"qeff_auto_class": type(self).__name__, "pooling": self._pooling_identity}
@@ -202,17 +156,13 @@ class QEFFAutoModel:
         spec = EncodeSpec(batch_size, lengths, chosen.own_options(options))
         if len(lengths) >= MANY_LENGTHS:
             logger.warning("%d sequence lengths are compiled; each takes time and room on the device.", len(lengths))
-        if onnx_path is not None:
-            self._program = load_exported(ArtifactStore().open(Path(onnx_path).parent))
-        elif self._program is None:
-            self.export(use_onnx_subfunctions=use_onnx_subfunctions)
-        assert self._program is not None
-        _check_program(self._program, spec)
+        program = self._program_or(onnx_path, lambda: self.export(use_onnx_subfunctions=use_onnx_subfunctions))
+        _check_program(program, spec)
         self._forget_compiled()
         self.progress("compile")
-        self._compiled = _compile(self._program, spec, chosen, compile_dir)
-        self._device = chosen
-        return self._compiled.folder
+        compiled = _compile(program, spec, chosen, compile_dir)
+        self._compiled, self._device = compiled, chosen
+        return compiled.folder
 
     def generate(
         self,
@@ -271,11 +221,6 @@ class QEFFAutoModel:
         if self._session is None:
             assert self._device is not None and self._compiled is not None
             self._session = self._device.load_encoder(self._compiled)
-
-    def _forget_compiled(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        self._session, self._compiled = None, None
 
 
 def _compile(
