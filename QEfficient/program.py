@@ -77,6 +77,14 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
+class ContextSizes:
+    """The values of `ctx_len` that a graph holds for."""
+
+    multiple_of: int = 1
+    largest: int | None = None
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """The contract of one graph: inputs, outputs, and which output is which input's next state."""
 
@@ -87,6 +95,7 @@ class GraphSpec:
     states: tuple[StateSpec, ...] = ()
     longest: int | None = None
     """Tokens that the model itself can tell apart, whatever the context: the rows of its table of positions."""
+    context: ContextSizes = ContextSizes()
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
@@ -188,7 +197,7 @@ def _graph_from(record: Mapping[str, Any]) -> Graph:
     spec = record["spec"]
     states = tuple(StateSpec(tensor(s["tensor"]), s["kind"], s["layer"], s["window"]) for s in spec["states"])
     inputs, outputs = tuple(map(tensor, spec["inputs"])), tuple(map(tensor, spec["outputs"]))
-    return Graph(record["file"], GraphSpec(inputs, outputs, states, spec.get("longest")))
+    return Graph(record["file"], GraphSpec(inputs, outputs, states, spec["longest"], ContextSizes(**spec["context"])))
 
 
 def exported_to_record(program: ExportedProgram) -> dict[str, Any]:

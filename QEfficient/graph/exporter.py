@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from QEfficient.graph.recurrent import recurrent_function
 from QEfficient.graph.subfunctions import layers_to_functions
 from QEfficient.graph.tracing import trace_causal
 from QEfficient.graph.weights import ExternalData, place_initializers, withhold, write_weights
-from QEfficient.program import GraphSpec
+from QEfficient.program import ContextSizes, Graph, GraphSpec
 from QEfficient.specs import ExportSpec
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
@@ -49,16 +52,14 @@ class Source:
     """Bodies of recurrent nodes, filled while the module is traced."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """How the layers keep their state, for the manifest."""
-    trace: Callable[[torch.nn.Module, GraphSpec], ir.Model] = trace_causal
-    """Makes the graph of `module`, with the contract's names."""
+    trace: Callable[[torch.nn.Module, GraphSpec], tuple[ir.Model, ContextSizes]] = trace_causal
+    """Makes the graph of `module`, with the contract's names; and says which contexts it holds for."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Path in `module` → class name of every decoder layer, for sub-functions."""
 
 
-def write_program(
-    source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None
-) -> dict[str, float]:
-    """Write `<stem>.onnx` and its data into `folder`; return the seconds of each stage."""
+def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None) -> Graph:
+    """Write `<stem>.onnx` and its data into `folder`."""
     seconds: dict[str, float] = {}
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
@@ -68,7 +69,7 @@ def write_program(
         seconds[name] = round(time.perf_counter() - start, 3)
         return result
 
-    model = stage("trace", lambda: source.trace(source.module, source.graph))
+    model, context = stage("trace", lambda: source.trace(source.module, source.graph))
     defaults = withhold(model, source.module.state_dict().keys())
     stage("bodies", lambda: _add_recurrent(model, source))
     if spec.subfunctions:
@@ -77,7 +78,12 @@ def write_program(
     stage("check", lambda: check_graph(model, source.graph))
     stage("weights", lambda: _write_weights(model, source, spec, folder, defaults))
     stage("write", lambda: _save(model, source, spec, folder))
-    return seconds
+    logger.info("export of %s: %s", source.stem, seconds)
+    return Graph(_file(source), replace(source.graph, context=context))
+
+
+def _file(source: Source) -> str:
+    return f"{source.stem}.onnx"
 
 
 def _add_recurrent(model: ir.Model, source: Source) -> None:
@@ -101,7 +107,7 @@ def _save(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> No
     first = [layers_to_functions] if spec.subfunctions else []
     model.metadata_props["qeff_transforms"] = ",".join(run.__name__ for run in [*first, *passes.passes_for(spec)])
     _forget_origins(model)
-    path = folder / f"{source.stem}.onnx"
+    path = folder / _file(source)
     ir.save(model, path)
     if path.stat().st_size >= 2**31:
         raise ExportError(f"{path.name} has {path.stat().st_size:,} bytes; ONNX files must stay below 2 GiB.")

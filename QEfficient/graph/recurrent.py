@@ -68,7 +68,7 @@ def _step_graph(record: Any) -> ir.Graph:
     examples = record.examples()
     moving = record.sequences + record.states
     dynamic = (tuple({0: rows} if i < moving else {} for i in range(len(examples))),)
-    model = to_onnx(record.step, examples, dynamic, f"the step of {record.name}")
+    model, _ = to_onnx(record.step, examples, dynamic, f"the step of {record.name}")
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value

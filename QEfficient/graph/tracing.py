@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
+import sympy
 import torch
 from torch.export import Dim
 
 from QEfficient.errors import ExportError, first_line
 from QEfficient.graph import fixes
 from QEfficient.operators.functions import OPSET
-from QEfficient.program import GraphSpec, TensorSpec
+from QEfficient.program import ContextSizes, GraphSpec, TensorSpec
 
 EXAMPLE_SIZES = {"batch_size": 2, "seq_len": 8, "ctx_len": 64, "full_batch_size": 3}
 """Sizes to trace with: none of them 1, and no two alike, so that no size is taken for another."""
@@ -26,8 +26,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def example(tensor: TensorSpec) -> torch.Tensor:
-    """Zeros of the spec's shape at the example sizes; a rolling buffer gets 7 slots and more."""
-    shape = [size if isinstance(size, int) else EXAMPLE_SIZES.get(size, 7 + len(size) % 5) for size in tensor.shape]
+    """Zeros of the spec's shape at the example sizes; a rolling buffer gets 9 slots and more."""
+    shape = [size if isinstance(size, int) else EXAMPLE_SIZES.get(size, 9 + len(size) % 5) for size in tensor.shape]
     return torch.zeros(shape, dtype=_DTYPES[tensor.dtype])
 
 
@@ -52,7 +52,9 @@ def quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, what: str) -> ir.Model:
+def to_onnx(
+    module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, what: str
+) -> tuple[ir.Model, ContextSizes]:
     """Trace and translate; failures say which component and in which step."""
     step = "tracing"
     try:
@@ -65,7 +67,7 @@ def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, w
                 # sizes that a model compares (`min(top_k, length)`) must not narrow what the graph accepts
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            _refuse_fixed(traced)
+            context = _context_sizes(traced)
             step = "translating"
             fixes.fix_traced(traced)
             program = torch.onnx.export(
@@ -83,17 +85,71 @@ def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, w
         raise
     except Exception as error:
         raise ExportError(f"{step} {what} failed: {_innermost(error)}") from error
-    return program.model
+    return program.model, context
 
 
-def _refuse_fixed(traced: torch.export.ExportedProgram) -> None:
-    """Refuse a trace that holds for the example sizes alone: a Python loop over tokens or blocks was unrolled."""
-    for node in traced.graph.nodes:
-        condition = node.args[0] if node.target is torch.ops.aten._assert_scalar.default else None
-        if isinstance(condition, torch.fx.Node) and condition.target is operator.eq:
-            fixed = [value for value in condition.args if isinstance(value, int) and value > 0]
-            if fixed:
-                raise ExportError(f"the model's code unrolls for one length only (a size must be {fixed[0]}).")
+def _context_sizes(traced: torch.export.ExportedProgram) -> ContextSizes:
+    """Which `ctx_len` the trace holds for. Refuses one that holds for the example's sizes alone: a Python loop over
+    tokens or blocks was unrolled."""
+    conditions = _conditions(traced)
+    found = ContextSizes()
+    for name, size in EXAMPLE_SIZES.items():
+        steps = [step for step in range(1, size + 1) if size % step == 0 and _grow(conditions, size, step)]
+        if not steps or (steps[0] > 1 and name != "ctx_len"):
+            raise ExportError(f"the model's code unrolls for one length only ({name} must be {size}).")
+        if name == "ctx_len":
+            found = ContextSizes(steps[0], _largest(conditions, size, steps[0]))
+    return found
+
+
+Condition = tuple[Any, dict[Any, int]]
+"""What a trace takes for granted about the sizes of its inputs, and the sizes of its symbols in the example."""
+
+
+def _conditions(traced: torch.export.ExportedProgram) -> list[Condition]:
+    """The bounds of its inputs' sizes, and what it would assert of them."""
+    bounds = [sympy.Le(symbol, bound.upper) for symbol, bound in traced.range_constraints.items()]
+    asserted = [node.args[0] for node in traced.graph.nodes if node.target is torch.ops.aten._assert_scalar.default]
+    values = [node.meta.get("val") for node in asserted if isinstance(node, torch.fx.Node)]
+    expressions = [value.node.expr for value in values if isinstance(value, torch.SymBool)]
+    known = _example_sizes(traced)
+    return [
+        (condition, {symbol: known[symbol] for symbol in condition.free_symbols})
+        for condition in (*bounds, *expressions)
+        if not isinstance(condition, sympy.Ne)  # a slice of nothing or of one is told apart, but is a slice
+        and condition.free_symbols <= known.keys()
+    ]
+
+
+def _example_sizes(traced: torch.export.ExportedProgram) -> dict[Any, int]:
+    """Symbol of a size of an input → that size in the example."""
+    inputs = [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"]
+    sizes: list[Any] = [size for value in inputs if isinstance(value, torch.Tensor) for size in value.shape]
+    symbolic = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+    return {node.expr: int(node.hint) for node in symbolic if node.expr.is_Symbol}
+
+
+def _hold(conditions: list[Condition], size: int, other: int) -> bool:
+    """Whether all hold where what has this size in the example has another one."""
+    return all(
+        bool(condition.subs({symbol: other if now == size else now for symbol, now in sizes.items()}))
+        for condition, sizes in conditions
+    )
+
+
+def _grow(conditions: list[Condition], size: int, step: int) -> bool:
+    return all(_hold(conditions, size, size + step * count) for count in (1, 2, 3))
+
+
+def _largest(conditions: list[Condition], size: int, step: int) -> int | None:
+    """The largest size for which they hold; None if there is none."""
+    fits, too_large = size // step, LARGEST // step
+    if _hold(conditions, size, too_large * step):
+        return None
+    while too_large - fits > 1:
+        middle = (fits + too_large) // 2
+        fits, too_large = (middle, too_large) if _hold(conditions, size, middle * step) else (fits, middle)
+    return fits * step
 
 
 def _innermost(error: BaseException) -> str:
@@ -103,19 +159,21 @@ def _innermost(error: BaseException) -> str:
     return first_line(error)
 
 
-def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> ir.Model:
-    """The graph of a retained module, inputs and outputs named by the contract."""
+def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> tuple[ir.Model, ContextSizes]:
+    """The graph of a retained module, inputs and outputs named by the contract, and the contexts that it holds for."""
     ids, positions = spec.inputs[0], spec.inputs[1]
     slots = spec.inputs[2] if spec.continuous_batching else None
     states = [state.input for state in spec.states]
     arguments = (example(ids), example(positions), example(slots) if slots else None, [example(s) for s in states])
     dynamic = (symbolic(ids), symbolic(positions), symbolic(slots) if slots else None, [symbolic(s) for s in states])
-    model = to_onnx(module, arguments, dynamic, "the model")
+    model, context = to_onnx(module, arguments, dynamic, "the model")
     name_ends(model.graph, spec.all_inputs, spec.all_outputs)
-    return model
+    return model, context
 
 
-def trace_stateless(module: torch.nn.Module, spec: GraphSpec, longest: int | None = None) -> ir.Model:
+def trace_stateless(
+    module: torch.nn.Module, spec: GraphSpec, longest: int | None = None
+) -> tuple[ir.Model, ContextSizes]:
     """The graph of a module that keeps nothing between calls and takes its inputs in the contract's order.
 
     Sizes are named here, so that a loop over the tokens is refused: the sizes of `symbolic` let it be unrolled.
@@ -125,12 +183,12 @@ def trace_stateless(module: torch.nn.Module, spec: GraphSpec, longest: int | Non
         "seq_len": Dim("seq_len", min=1, max=longest or LARGEST),
     }
     dynamic = tuple({axis: sizes[str(size)] for axis, size in enumerate(tensor.shape)} for tensor in spec.inputs)
-    model = to_onnx(module, tuple(example(tensor) for tensor in spec.inputs), dynamic, "the model")
+    model, context = to_onnx(module, tuple(example(tensor) for tensor in spec.inputs), dynamic, "the model")
     for value, tensor in zip(model.graph.inputs, spec.inputs, strict=True):
         if all(node.op_type == "Shape" for node, _ in value.uses()):
             raise ExportError(f"nothing reads '{tensor.name}': the graph would answer the same whatever it is given.")
     name_ends(model.graph, spec.all_inputs, spec.all_outputs)
-    return model
+    return model, context
 
 
 def name_ends(graph: ir.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

@@ -233,14 +233,14 @@ def exports(model_type: str, batching: bool, folder: Path) -> tuple[GraphSpec, l
     """The plain program and the one with sub-functions, from one trace."""
     plain = ExportSpec(continuous_batching=batching)
     opened = QEFFAutoModelForCausalLM(tiny_model(model_type), continuous_batching=batching)
-    source, graph = opened._prepare(plain)
-    traced = source.trace(source.module, graph)
+    source = opened._prepare(plain)
+    traced, context = source.trace(source.module, source.graph)
     paths = []
     for name, spec in (("plain", plain), ("functions", replace(plain, subfunctions=True))):
-        own: Source = replace(source, trace=lambda *_: traced.clone(), stem=name)
+        own: Source = replace(source, trace=lambda *_: (traced.clone(), context), stem=name)
         write_program(own, spec, folder)
         paths.append(folder / f"{name}.onnx")
-    return graph, paths
+    return source.graph, paths
 
 
 @pytest.mark.parametrize(

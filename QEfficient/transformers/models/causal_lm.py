@@ -17,7 +17,7 @@ from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.text import TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
-from QEfficient.program import CompiledProgram, GraphSpec, ModelFacts
+from QEfficient.program import CompiledProgram, ModelFacts
 from QEfficient.specs import CompileSpec, ExportSpec, SamplingParams
 from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
@@ -120,11 +120,11 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self._forget_compiled()
         return str(self._program.onnx_path())
 
-    def _prepare(self, spec: ExportSpec) -> tuple[Source, GraphSpec]:
+    def _prepare(self, spec: ExportSpec) -> Source:
         skeleton, _ = self._source.skeleton()
         retained = retain(skeleton, rolling=not spec.retain_full_kv)
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.longest)
-        source = Source(
+        return Source(
             module=retained,
             graph=graph,
             stem=self._facts.name,
@@ -134,7 +134,6 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             notes=retained.notes(),
             layers=layers_of(retained),
         )
-        return source, graph
 
     def compile(
         self,

@@ -25,7 +25,6 @@ from QEfficient.program import (
     MANIFEST,
     CompiledEncoder,
     ExportedProgram,
-    GraphSpec,
     ModelFacts,
     compiled_to_record,
     load_encoder,
@@ -93,7 +92,7 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         self._forget_compiled()
         return str(self._program.onnx_path())
 
-    def _prepare(self) -> tuple[Source, GraphSpec]:
+    def _prepare(self) -> Source:
         """The model as it is; a decoder that cannot be traced so, as the retained module runs it."""
         decoder = _is_decoder(self._source.config)
         if decoder and self._encoder()[1]._is_stateful:
@@ -112,7 +111,7 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         plain_seams(skeleton)
         return skeleton, encoder_of(skeleton), mode
 
-    def _traced(self, kind: type[FeatureModule]) -> tuple[Source, GraphSpec]:
+    def _traced(self, kind: type[FeatureModule]) -> Source:
         skeleton, part, mode = self._encoder()
         logger.info("%s: the hidden states are those of its %s.", self._facts.name, type(part).__name__)
         if not _is_decoder(self._source.config):
@@ -121,8 +120,8 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         graph = module.signature(mode)
         steps = module.steps  # filled by tracing, after which the module has another copy, as it was before
         self.progress("trace")
-        model = trace_stateless(module, graph, self._facts.max_positions)
-        source = Source(
+        traced = trace_stateless(module, graph, self._facts.max_positions)
+        return Source(
             module=module,
             graph=graph,
             stem=self._facts.name,
@@ -131,9 +130,8 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
             steps=steps,
             notes={"part": type(part).__name__},
             layers=layers_of(module),
-            trace=lambda *_: model,
+            trace=lambda *_: traced,
         )
-        return source, graph
 
     def compile(
         self,

@@ -17,8 +17,6 @@ from QEfficient.program import (
     MANIFEST,
     CompiledProgram,
     ExportedProgram,
-    Graph,
-    GraphSpec,
     ModelFacts,
     compiled_to_record,
     exported_to_record,
@@ -53,7 +51,7 @@ class ExportRequest:
     source: ModelSource
     spec: ExportSpec
     facts: ModelFacts
-    prepare: Callable[[], tuple[Source, GraphSpec]]
+    prepare: Callable[[], Source]
     """Builds the module over fake parameters; called only if there is something to do."""
     extra: Mapping[str, Any]
     """What else tells two exports apart (pooling, the auto-class)."""
@@ -94,20 +92,19 @@ def export(request: ExportRequest, store: ArtifactStore, progress: Progress) -> 
         store.check_writable(folder=folder.parent)
 
     def build(target: Path) -> None:
-        traced, graph = request.prepare()
-        seconds = write_program(traced, request.spec, target, progress)
+        source = request.prepare()
+        graph = write_program(source, request.spec, target, progress)
         tokenizer = request.source.tokenizer()
         if tokenizer is not None:
             tokenizer.save_pretrained(target / "tokenizer")
         program = ExportedProgram(
             folder=target,
-            graphs={"lm": Graph(f"{traced.stem}.onnx", graph)},
+            graphs={"lm": graph},
             model=facts,
             dtype=request.spec.dtype,
             fingerprint=digest,
-            report={"versions": versions(), "states": traced.notes},
+            report={"versions": versions(), "states": source.notes},
         )
-        logger.info("export of %s: %s", facts.name, seconds)
         write_json(target / MANIFEST, plain(exported_to_record(program)))
 
     documents = {"hashed_export_params.json": plain(identity)}
@@ -124,7 +121,7 @@ def compile_program(
 ) -> CompiledProgram:
     """The published compiled form of a program for one device and geometry."""
     options = device.own_options(spec.device_options)
-    _warn_of_positions(program, spec)
+    _check_context(program, spec)
     own = replace(spec, device_options=options)
     device_versions = {"device": device.name, "spec": own, "program": program.fingerprint, "versions": versions()}
     digest = fingerprint(device_versions)
@@ -139,10 +136,17 @@ def compile_program(
     return load_compiled(store.open(folder))
 
 
-def _warn_of_positions(program: ExportedProgram, spec: CompileSpec) -> None:
-    longest = min((g.spec.longest for g in program.graphs.values() if g.spec.longest is not None), default=None)
-    if longest is not None and longest < spec.ctx_len:
-        logger.warning("ctx_len is %d, but %s has %d positions only.", spec.ctx_len, program.model.name, longest)
+def _check_context(program: ExportedProgram, spec: CompileSpec) -> None:
+    """Refuse a `ctx_len` that the graph does not hold for, and say if the model has fewer positions."""
+    graph, name = program.graphs["lm"].spec, program.model.name
+    if spec.ctx_len % graph.context.multiple_of:
+        raise OptionError(
+            f"ctx_len {spec.ctx_len} was asked for; {name} needs a multiple of {graph.context.multiple_of}."
+        )
+    if graph.context.largest is not None and spec.ctx_len > graph.context.largest:
+        raise OptionError(f"ctx_len is {spec.ctx_len}, but {name} takes at most {graph.context.largest}.")
+    if graph.longest is not None and graph.longest < spec.ctx_len:
+        logger.warning("ctx_len is %d, but %s has %d positions only.", spec.ctx_len, name, graph.longest)
 
 
 def check_batching(program_batches: bool, spec: CompileSpec) -> None:
