@@ -73,8 +73,23 @@ class ModelSource:
         return build_skeleton(self._build, mode), mode
 
     def _build(self) -> Any:
-        consent = {"trust_remote_code": True} if self.hub.get("trust_remote_code") else {}
-        return self.model_class.from_config(self.config, dtype=torch_dtype(self.dtype), **consent)
+        dtype = torch_dtype(self.dtype)
+        if self.hub.get("trust_remote_code"):
+            return self.model_class.from_config(self.config, dtype=dtype, trust_remote_code=True)
+        own = self._own_class()
+        return (
+            own._from_config(self.config, dtype=dtype)
+            if own
+            else self.model_class.from_config(self.config, dtype=dtype)
+        )
+
+    def _own_class(self) -> Any:
+        """The class that the checkpoint names, where transformers' mapping does not know its config: the text part of
+        a composite model, saved alone."""
+        if type(self.config) in self.model_class._model_mapping:
+            return None
+        named = [getattr(transformers, name, None) for name in self.config.architectures or ()]
+        return next((c for c in named if c is not None and c.config_class is type(self.config)), None)
 
     def tokenizer(self) -> Any | None:
         """The tokenizer that lies beside the model, or None."""

@@ -1,7 +1,8 @@
 """Families of models that leave the seams, one file each: only what differs.
 
 A file says which config types it is for (`MODEL_TYPES`) and how to adapt a model (`adapt(model)`, in place, on our own
-copy). It is found by being here. If it says so by a `Replay`, the tokens are the model's only state.
+copy). It is found by being here; what it needs of its model's own code it imports when it adapts one. If it returns a
+`Replay`, the tokens are the model's only state.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.reformer.modeling_reformer import _get_min_chunk_len
 
 from QEfficient.transformers.replay import Replay
 
@@ -17,6 +16,8 @@ MODEL_TYPES = ("reformer",)
 
 
 def adapt(model: Any) -> Replay:
+    from transformers.models.reformer.modeling_reformer import _get_min_chunk_len
+
     for module in model.modules():
         if hasattr(module, "axial_pos_shape"):
             module.forward = _whole_table(module)

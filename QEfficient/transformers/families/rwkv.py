@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
 
 from QEfficient.transformers.held_states import held, hold
 
@@ -42,6 +41,8 @@ class PreviousToken(torch.nn.Module):
 
 
 def _one_token(attention: Any) -> Any:
+    from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
+
     def forward(hidden: torch.Tensor, state: Any = None, use_cache: bool = False) -> tuple[torch.Tensor, None]:
         receptance, key, value, _ = attention.extract_key_value(hidden)
         names = ("numerator", "denominator", "exponent")
