@@ -77,11 +77,16 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
-class ContextSizes:
-    """The values of `ctx_len` that a graph holds for."""
+class Context:
+    """What a model and its graph make of `ctx_len`."""
 
+    positions: int | None = None
+    """Tokens that the model can tell apart, whatever `ctx_len` is: the rows of its table of positions."""
+    trained: int | None = None
+    """The largest `ctx_len` with the rotary frequencies of short texts; None if there is one set for all."""
     multiple_of: int = 1
     largest: int | None = None
+    """The graph holds for no larger `ctx_len`, and for multiples only."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     """Without the states; `logits` first."""
     states: tuple[StateSpec, ...] = ()
-    longest: int | None = None
-    """Tokens that the model itself can tell apart, whatever the context: the rows of its table of positions."""
-    context: ContextSizes = ContextSizes()
+    context: Context = Context()
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
@@ -197,7 +200,7 @@ def _graph_from(record: Mapping[str, Any]) -> Graph:
     spec = record["spec"]
     states = tuple(StateSpec(tensor(s["tensor"]), s["kind"], s["layer"], s["window"]) for s in spec["states"])
     inputs, outputs = tuple(map(tensor, spec["inputs"])), tuple(map(tensor, spec["outputs"]))
-    return Graph(record["file"], GraphSpec(inputs, outputs, states, spec["longest"], ContextSizes(**spec["context"])))
+    return Graph(record["file"], GraphSpec(inputs, outputs, states, Context(**spec["context"])))
 
 
 def exported_to_record(program: ExportedProgram) -> dict[str, Any]:

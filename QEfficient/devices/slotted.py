@@ -22,10 +22,10 @@ FED = ("input_ids", "position_ids", "batch_index")
 PADDING = -1
 
 
-def slotted_limits(spec: CompileSpec, longest: int | None = None) -> Limits:
-    """What the static shapes of `spec` can take, as far as the model has positions (`longest`)."""
-    own = longest is not None and longest < spec.ctx_len
-    ctx_len = min(spec.ctx_len, longest or spec.ctx_len)
+def slotted_limits(spec: CompileSpec, positions: int | None = None) -> Limits:
+    """What the static shapes of `spec` can take, as far as the model has positions (`positions`)."""
+    own = positions is not None and positions < spec.ctx_len
+    ctx_len = min(spec.ctx_len, positions or spec.ctx_len)
     return Limits(spec.slots, spec.prefill_seq_len, ctx_len, spec.decode_rows, spec.prefill_rows, own)
 
 
@@ -54,7 +54,7 @@ class SlottedSession(Session):
         unfed = [tensor.name for tensor in graph.inputs if tensor.name not in FED]
         if unfed:
             raise DeviceError(f"the graph needs the input '{unfed[0]}', which a session for text does not feed.")
-        self.limits = slotted_limits(spec, graph.longest)
+        self.limits = slotted_limits(spec, graph.context.positions)
         self._continuous_batching = graph.continuous_batching
 
     @abstractmethod

@@ -27,7 +27,7 @@ from QEfficient.graph.recurrent import recurrent_function
 from QEfficient.graph.subfunctions import layers_to_functions
 from QEfficient.graph.tracing import trace_causal
 from QEfficient.graph.weights import ExternalData, place_initializers, withhold, write_weights
-from QEfficient.program import ContextSizes, Graph, GraphSpec
+from QEfficient.program import Context, Graph, GraphSpec
 from QEfficient.specs import ExportSpec
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Source:
     """Bodies of recurrent nodes, filled while the module is traced."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """How the layers keep their state, for the manifest."""
-    trace: Callable[[torch.nn.Module, GraphSpec], tuple[ir.Model, ContextSizes]] = trace_causal
+    trace: Callable[[torch.nn.Module, GraphSpec], tuple[ir.Model, Context]] = trace_causal
     """Makes the graph of `module`, with the contract's names; and says which contexts it holds for."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Path in `module` → class name of every decoder layer, for sub-functions."""
@@ -78,8 +78,9 @@ def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Prog
     stage("check", lambda: check_graph(model, source.graph))
     stage("weights", lambda: _write_weights(model, source, spec, folder, defaults))
     stage("write", lambda: _save(model, source, spec, folder))
+    whole = replace(source.graph.context, multiple_of=context.multiple_of, largest=context.largest)
     logger.info("export of %s: %s", source.stem, seconds)
-    return Graph(_file(source), replace(source.graph, context=context))
+    return Graph(_file(source), replace(source.graph, context=whole))
 
 
 def _file(source: Source) -> str:

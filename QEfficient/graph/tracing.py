@@ -16,7 +16,7 @@ from torch.export import Dim
 from QEfficient.errors import ExportError, first_line
 from QEfficient.graph import fixes
 from QEfficient.operators.functions import OPSET
-from QEfficient.program import ContextSizes, GraphSpec, TensorSpec
+from QEfficient.program import Context, GraphSpec, TensorSpec
 
 EXAMPLE_SIZES = {"batch_size": 2, "seq_len": 8, "ctx_len": 64, "full_batch_size": 3}
 """Sizes to trace with: none of them 1, and no two alike, so that no size is taken for another."""
@@ -52,9 +52,7 @@ def quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def to_onnx(
-    module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, what: str
-) -> tuple[ir.Model, ContextSizes]:
+def to_onnx(module: torch.nn.Module, arguments: tuple[Any, ...], dynamic: Any, what: str) -> tuple[ir.Model, Context]:
     """Trace and translate; failures say which component and in which step."""
     step = "tracing"
     try:
@@ -67,7 +65,7 @@ def to_onnx(
                 # sizes that a model compares (`min(top_k, length)`) must not narrow what the graph accepts
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            context = _context_sizes(traced)
+            context = _context(traced)
             step = "translating"
             fixes.fix_traced(traced)
             program = torch.onnx.export(
@@ -88,17 +86,17 @@ def to_onnx(
     return program.model, context
 
 
-def _context_sizes(traced: torch.export.ExportedProgram) -> ContextSizes:
+def _context(traced: torch.export.ExportedProgram) -> Context:
     """Which `ctx_len` the trace holds for. Refuses one that holds for the example's sizes alone: a Python loop over
     tokens or blocks was unrolled."""
     conditions = _conditions(traced)
-    found = ContextSizes()
+    found = Context()
     for name, size in EXAMPLE_SIZES.items():
         steps = [step for step in range(1, size + 1) if size % step == 0 and _grow(conditions, size, step)]
         if not steps or (steps[0] > 1 and name != "ctx_len"):
             raise ExportError(f"the model's code unrolls for one length only ({name} must be {size}).")
         if name == "ctx_len":
-            found = ContextSizes(steps[0], _largest(conditions, size, steps[0]))
+            found = Context(multiple_of=steps[0], largest=_largest(conditions, size, steps[0]))
     return found
 
 
@@ -159,7 +157,7 @@ def _innermost(error: BaseException) -> str:
     return first_line(error)
 
 
-def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> tuple[ir.Model, ContextSizes]:
+def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> tuple[ir.Model, Context]:
     """The graph of a retained module, inputs and outputs named by the contract, and the contexts that it holds for."""
     ids, positions = spec.inputs[0], spec.inputs[1]
     slots = spec.inputs[2] if spec.continuous_batching else None
@@ -171,9 +169,7 @@ def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> tuple[ir.Model, Co
     return model, context
 
 
-def trace_stateless(
-    module: torch.nn.Module, spec: GraphSpec, longest: int | None = None
-) -> tuple[ir.Model, ContextSizes]:
+def trace_stateless(module: torch.nn.Module, spec: GraphSpec, longest: int | None = None) -> tuple[ir.Model, Context]:
     """The graph of a module that keeps nothing between calls and takes its inputs in the contract's order.
 
     Sizes are named here, so that a loop over the tokens is refused: the sizes of `symbolic` let it be unrolled.

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from QEfficient.errors import OptionError, UnsupportedModelError, did_you_mean, first_line
 from QEfficient.program import GraphSpec, TensorSpec
+from QEfficient.transformers import rotary
 from QEfficient.transformers.observe import accepts
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.signature import dtype_name
@@ -235,6 +236,7 @@ def _made_up(model: Any) -> Any:
 
 def plain_seams(model: torch.nn.Module) -> None:
     """Point every config at transformers' own eager attention and at experts that can be traced; in place."""
+    rotary.install(model)
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     for config in configs.values():
         config.return_dict = True

@@ -15,9 +15,11 @@ import torch
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.context import gather, scatter
+from QEfficient.program import Context
 from QEfficient.transformers.observe import WatchedAttributes
 from QEfficient.transformers.retained_module import LastRowOnly, last_row
 from QEfficient.transformers.retained_state import StatePlan
+from QEfficient.transformers.rotary import trained_length
 
 TOKENS = StatePlan("tokens", 0, (1, None, 1), torch.int64)
 
@@ -43,6 +45,7 @@ class ReplayModule(torch.nn.Module):
         self.model = model
         self.reason = replay.reason
         self.longest = replay.longest
+        self.context = Context(replay.longest, trained_length(model))
         self.steps: dict[str, Any] = {}
         attributes = WatchedAttributes()
         with torch.no_grad():

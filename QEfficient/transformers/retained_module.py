@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from QEfficient.program import Context
 from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
 from QEfficient.transformers.observe import accepts, passes_on
 from QEfficient.transformers.positions import RetainedLookups, lookups
 from QEfficient.transformers.retained_state import RetainedCache, StatePlan
+from QEfficient.transformers.rotary import trained_length
 
 
 def last_row(values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -31,8 +33,7 @@ class RetainedModule(torch.nn.Module):
         """The model builds no mask through transformers' mask functions, so it is handed a finished one."""
         self.vocab_size = 0
         self.position_lookups: dict[int, int] = {}
-        self.longest: int | None = None
-        """Positions that the model has, if it has a table of them."""
+        self.context = Context(trained=trained_length(model))
         self.steps: dict[str, StepRecord] = {}
         """Filled while tracing: the bodies that the recurrent nodes need."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from QEfficient.program import GraphSpec, StateSpec, TensorSpec, state_name
+from QEfficient.program import Context, GraphSpec, StateSpec, TensorSpec, state_name
 from QEfficient.specs import ExportSpec
 from QEfficient.transformers.retained_state import StatePlan
 
@@ -36,7 +36,7 @@ def _window_symbol(plan: StatePlan, taken: dict[int, str]) -> str:
 
 
 def causal_signature(
-    plans: tuple[StatePlan, ...], spec: ExportSpec, vocab_size: int, logits_dtype: str, longest: int | None = None
+    plans: tuple[StatePlan, ...], spec: ExportSpec, vocab_size: int, logits_dtype: str, context: Context
 ) -> GraphSpec:
     """Inputs and outputs of a causal language model's graph."""
     rows = ("batch_size", "seq_len")
@@ -47,9 +47,9 @@ def causal_signature(
     taken: dict[int, str] = {}
     states = []
     for plan in plans:
-        context = _window_symbol(plan, taken) if plan.rolling else "ctx_len"
-        shape = (slots, *(context if size is None else size for size in plan.shape))
+        length = _window_symbol(plan, taken) if plan.rolling else "ctx_len"
+        shape = (slots, *(length if size is None else size for size in plan.shape))
         name = state_name(plan.kind, plan.layer, plan.index, spec.kv_cache_prefix)
         states.append(StateSpec(TensorSpec(name, dtype_name(plan.dtype), shape), plan.kind, plan.layer, plan.window))
     logits = TensorSpec("logits", logits_dtype, ("batch_size", 1, vocab_size))
-    return GraphSpec(tuple(inputs), (logits,), tuple(states), longest)
+    return GraphSpec(tuple(inputs), (logits,), tuple(states), context)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from QEfficient.errors import UnsupportedModelError, first_line
-from QEfficient.transformers import attention, mixers
+from QEfficient.transformers import attention, mixers, rotary
 from QEfficient.transformers.families import adapt
 from QEfficient.transformers.observe import observe
 from QEfficient.transformers.replay import Replay, ReplayModule
@@ -24,6 +25,7 @@ EXPERTS = "batched_mm"
 
 def install_seams(model: torch.nn.Module) -> None:
     """Point every config of the model at our attention, mask and experts functions. Changes `model` in place."""
+    rotary.install(model)
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     for config in configs.values():
         if hasattr(config, "_attn_implementation_internal"):
@@ -62,7 +64,7 @@ def _retained(model: Any, rolling: bool) -> RetainedModule:
     seen = observe(model, rolling)
     retained = RetainedModule(model, seen.plans, explicit_mask=not seen.mask_called)
     retained.vocab_size, retained.position_lookups = seen.vocab_size, seen.position_lookups
-    retained.longest = seen.longest
+    retained.context = replace(retained.context, positions=seen.longest)
     for path, plans in seen.mixers.items():
         mixers.install(model, path, plans, seen.outputs[path], retained.steps)
     return retained

@@ -80,7 +80,7 @@ def verify(
     compiled = opened.compile(device, continuous_batching, ctx_len, max(len(p) for p in ids) + new_tokens, progress)
     progress("expect")
     expected = _expected(
-        model, ids, new_tokens, slotted_limits(compiled.spec, compiled.program.graphs["lm"].spec.longest)
+        model, ids, new_tokens, slotted_limits(compiled.spec, compiled.program.graphs["lm"].spec.context.positions)
     )
     ladder = Ladder(model, compiled, get_device(compiled.device), expected)
     report = ladder.report(start, progress)

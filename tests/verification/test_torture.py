@@ -80,6 +80,7 @@ def bench(model_type: str, spec: CompileSpec, session: type[ModuleSession] = Mod
         ExportSpec(continuous_batching=spec.continuous_batching),
         retained.vocab_size,
         "float32",
+        retained.context,
     )
     return Bench(
         stage="module",

@@ -123,7 +123,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
     def _prepare(self, spec: ExportSpec) -> Source:
         skeleton, _ = self._source.skeleton()
         retained = retain(skeleton, rolling=not spec.retain_full_kv)
-        graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.longest)
+        graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
         return Source(
             module=retained,
             graph=graph,

@@ -137,16 +137,20 @@ def compile_program(
 
 
 def _check_context(program: ExportedProgram, spec: CompileSpec) -> None:
-    """Refuse a `ctx_len` that the graph does not hold for, and say if the model has fewer positions."""
-    graph, name = program.graphs["lm"].spec, program.model.name
-    if spec.ctx_len % graph.context.multiple_of:
-        raise OptionError(
-            f"ctx_len {spec.ctx_len} was asked for; {name} needs a multiple of {graph.context.multiple_of}."
+    """Refuse a `ctx_len` that the graph does not hold for, and say what the model has less of."""
+    context, name, asked = program.graphs["lm"].spec.context, program.model.name, f"ctx_len is {spec.ctx_len}"
+    if spec.ctx_len % context.multiple_of:
+        raise OptionError(f"{asked}, but {name} needs a multiple of {context.multiple_of}.")
+    if context.largest is not None and spec.ctx_len > context.largest:
+        raise OptionError(f"{asked}, but {name} takes at most {context.largest}.")
+    if context.positions is not None and spec.ctx_len > context.positions:
+        logger.warning("%s, but %s has %d positions only.", asked, name, context.positions)
+    if context.trained is not None and spec.ctx_len > context.trained:
+        logger.warning(
+            "%s: all texts get the rotary frequencies that %s has for texts longer than %d tokens. transformers changes"
+            " them where a text grows longer; for short texts alone compile with that ctx_len.",
+            *(asked, name, context.trained),
         )
-    if graph.context.largest is not None and spec.ctx_len > graph.context.largest:
-        raise OptionError(f"ctx_len is {spec.ctx_len}, but {name} takes at most {graph.context.largest}.")
-    if graph.longest is not None and graph.longest < spec.ctx_len:
-        logger.warning("ctx_len is %d, but %s has %d positions only.", spec.ctx_len, name, graph.longest)
 
 
 def check_batching(program_batches: bool, spec: CompileSpec) -> None:

@@ -11,7 +11,7 @@ import torch
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.errors import ExportError, OptionError
 from QEfficient.graph.tracing import trace_causal
-from QEfficient.program import ContextSizes, GraphSpec, StateSpec, TensorSpec
+from QEfficient.program import Context, GraphSpec, StateSpec, TensorSpec
 from QEfficient.verification.tiny_models import tiny_model
 
 IDS = TensorSpec("input_ids", "int64", ("batch_size", "seq_len"))
@@ -55,9 +55,9 @@ def any_size(ids: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("work", "sizes"),
-    [(any_size, ContextSizes()), (in_blocks, ContextSizes(4)), (up_to_a_hundred, ContextSizes(1, 100))],
+    [(any_size, Context()), (in_blocks, Context(multiple_of=4)), (up_to_a_hundred, Context(largest=100))],
 )
-def test_what_the_code_needs_is_found(work: Work, sizes: ContextSizes) -> None:
+def test_what_the_code_needs_is_found(work: Work, sizes: Context) -> None:
     assert trace_causal(Module(work), SPEC)[1] == sizes
 
 
