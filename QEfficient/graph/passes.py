@@ -76,12 +76,48 @@ def clip_to_half(model: ir.Model) -> None:
                     node.attributes["value"] = ir.AttrTensor("value", new)
 
 
+def widen_bfloat16(model: ir.Model) -> None:
+    """Compute in float32 what a model of another dtype computes in bfloat16, and round: the same numbers, on runtimes
+    that know no bfloat16 but its conversion."""
+    for graph in [*model.graphs(), *(f.graph for f in model.functions.values())]:
+        for node in list(graph):
+            if (
+                node.op_type != "Cast"
+                and node.inputs
+                and ir.DataType.BFLOAT16 in map(_dtype, (*node.inputs, *node.outputs))
+            ):
+                _widen(graph, node)
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType | None:
+    return value.dtype if value is not None else None
+
+
+def _widen(graph: ir.Graph, node: ir.Node) -> None:
+    for index, value in enumerate(node.inputs):
+        if _dtype(value) == ir.DataType.BFLOAT16:
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+            cast.outputs[0].dtype = ir.DataType.FLOAT
+            graph.insert_before(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
+    for value in node.outputs:
+        if value.dtype == ir.DataType.BFLOAT16:
+            value.dtype = ir.DataType.FLOAT
+            rounded = ir.node("Cast", [value], {"to": ir.DataType.BFLOAT16})
+            rounded.outputs[0].dtype, rounded.outputs[0].shape = ir.DataType.BFLOAT16, value.shape
+            ir.convenience.replace_all_uses_with(value, rounded.outputs[0])
+            rounded.replace_input_with(0, value)
+            graph.insert_after(node, rounded)
+
+
 Pass = Callable[[ir.Model], None]
 
 
 def passes_for(spec: ExportSpec) -> list[Pass]:
     """The passes of one export, in order."""
     chosen: list[Pass] = [fold_and_clean, add_bodies]
+    if spec.dtype != "bfloat16":
+        chosen.append(widen_bfloat16)
     if spec.clip_fp16:
         chosen.append(clip_to_half)
     return chosen
