@@ -31,6 +31,8 @@ class RetainedModule(torch.nn.Module):
         self.plans = plans
         self.explicit_mask = explicit_mask
         """The model builds no mask through transformers' mask functions, so it is handed a finished one."""
+        self.padding_mask = False
+        """The model counts the context by its padding mask (for ALiBi), so it is handed one without padding."""
         self.vocab_size = 0
         self.position_lookups: dict[int, int] = {}
         self.context = Context(trained=trained_length(model))
@@ -81,6 +83,9 @@ class RetainedModule(torch.nn.Module):
             arguments.setdefault("position_ids", positions)
         if self.explicit_mask and accepts(self.model, "attention_mask"):
             arguments["attention_mask"] = self._mask(cache)
+        elif self.padding_mask:
+            rows = positions.shape[0]
+            arguments["attention_mask"] = torch.ones((rows, cache.context), dtype=torch.int64)
         return arguments
 
     def _mask(self, cache: RetainedCache) -> torch.Tensor:

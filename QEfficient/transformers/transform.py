@@ -11,7 +11,7 @@ import torch
 from QEfficient.errors import UnsupportedModelError, first_line
 from QEfficient.transformers import attention, mixers, rotary
 from QEfficient.transformers.families import adapt
-from QEfficient.transformers.observe import observe
+from QEfficient.transformers.observe import accepts, observe
 from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 
@@ -43,7 +43,7 @@ def retain(model: Any, rolling: bool = True) -> RetainedModule | ReplayModule:
         return _replayed(model, asked)
     try:
         retained = _retained(model, rolling)
-        _rehearse(retained)
+        _rehearse_with_mask(retained)
     except Exception as error:  # whatever a model may trip over; what it was is kept and said
         return _replayed(model, Replay(first_line(error)))
     return retained
@@ -68,6 +68,17 @@ def _retained(model: Any, rolling: bool) -> RetainedModule:
     for path, plans in seen.mixers.items():
         mixers.install(model, path, plans, seen.outputs[path], retained.steps)
     return retained
+
+
+def _rehearse_with_mask(retained: RetainedModule) -> None:
+    """Rehearse without a padding mask, which is how models are traced best; if that fails, with one."""
+    try:
+        _rehearse(retained)
+    except RuntimeError:  # the shapes of tensors: it counted the new tokens where the context was meant
+        if retained.explicit_mask or not accepts(retained.model, "attention_mask"):
+            raise
+        retained.padding_mask = True
+        _rehearse(retained)
 
 
 def _rehearse(retained: RetainedModule) -> None:
