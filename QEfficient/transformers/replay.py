@@ -17,7 +17,7 @@ from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.context import gather, scatter
 from QEfficient.program import Context
 from QEfficient.transformers.observe import WatchedAttributes
-from QEfficient.transformers.retained_module import LastRowOnly, last_row
+from QEfficient.transformers.retained_module import LastRowOnly, in_model_dtype, last_row
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.rotary import trained_length
 
@@ -73,7 +73,8 @@ class ReplayModule(torch.nn.Module):
         # No mask for the slots behind the last: a causal model does not look there; others are told the lengths
         with LastRowOnly(self.model, places) as selection, self._telling(last + 1):
             logits = self.model(input_ids=tokens, use_cache=False).logits
-        return (logits if selection.done else last_row(logits, places), written)
+        logits = logits if selection.done else last_row(logits, places)
+        return (in_model_dtype(logits, self.model), written)
 
     @staticmethod
     @contextmanager

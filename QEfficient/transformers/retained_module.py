@@ -15,6 +15,11 @@ from QEfficient.transformers.retained_state import RetainedCache, StatePlan
 from QEfficient.transformers.rotary import trained_length
 
 
+def in_model_dtype(logits: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Some models widen their logits; the contract's are of the program's dtype."""
+    return logits.to(next(p.dtype for p in model.parameters() if p.is_floating_point()))
+
+
 def last_row(values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
     """Of `[b, s, n]` the row of the last token that is no padding: `[b, 1, n]`."""
     last = position_ids.to(torch.int32).argmax(dim=1)
@@ -54,7 +59,7 @@ class RetainedModule(torch.nn.Module):
         logits = output.logits
         if not selection.done:
             logits = last_row(logits, position_ids)
-        return (logits, *new_states)
+        return (in_model_dtype(logits, self.model), *new_states)
 
     def notes(self) -> dict[str, int]:
         """How many layers keep their state in which way."""
