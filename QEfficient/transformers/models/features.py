@@ -15,19 +15,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from QEfficient.artifacts import ArtifactStore, fingerprint, plain, write_json
-from QEfficient.devices import Device, EncoderSession, get_device
+from QEfficient.artifacts import ArtifactStore
+from QEfficient.devices import EncoderSession, get_device
 from QEfficient.errors import ExportError, OptionError, PromptError, UnsupportedModelError, did_you_mean
 from QEfficient.generation.text import TokensOnly
 from QEfficient.graph.exporter import Source
 from QEfficient.graph.tracing import trace_stateless
 from QEfficient.program import (
-    MANIFEST,
     CompiledEncoder,
     ExportedProgram,
     ModelFacts,
-    compiled_to_record,
-    load_encoder,
 )
 from QEfficient.specs import EncodeSpec, ExportSpec
 from QEfficient.transformers.features import (
@@ -158,7 +155,7 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         _check_program(program, spec)
         self._forget_compiled()
         self.progress("compile")
-        compiled = _compile(program, spec, chosen, compile_dir)
+        compiled = stages.compile_encoder(program, spec, chosen, ArtifactStore(), compile_dir)
         self._compiled, self._device = compiled, chosen
         return compiled.folder
 
@@ -219,24 +216,6 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         if self._session is None:
             assert self._device is not None and self._compiled is not None
             self._session = self._device.load_encoder(self._compiled)
-
-
-def _compile(
-    program: ExportedProgram, spec: EncodeSpec, device: Device, compile_dir: str | Path | None
-) -> CompiledEncoder:
-    """The published compiled form of a program for one device and some lengths."""
-    store = ArtifactStore()
-    identity = {"device": device.name, "spec": spec, "program": program.fingerprint, "versions": stages.versions()}
-    digest = fingerprint(identity)
-    folder = store.compiled_folder(program.folder, digest, compile_dir)
-
-    def build(target: Path) -> None:
-        report = device.compile_encoder(program, spec, target)
-        compiled = CompiledEncoder(target, device.name, spec, program, digest, report)
-        write_json(target / MANIFEST, plain(compiled_to_record(compiled)))
-
-    store.publish(folder, build, {"hashed_compile_params.json": plain(identity)})
-    return load_encoder(store.open(folder))
 
 
 def _check_program(program: ExportedProgram, spec: EncodeSpec) -> None:

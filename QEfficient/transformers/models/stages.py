@@ -15,15 +15,17 @@ from QEfficient.errors import OptionError
 from QEfficient.graph.exporter import Source, write_program
 from QEfficient.program import (
     MANIFEST,
+    CompiledEncoder,
     CompiledProgram,
     ExportedProgram,
     ModelFacts,
     compiled_to_record,
     exported_to_record,
     load_compiled,
+    load_encoder,
     load_exported,
 )
-from QEfficient.specs import CompileSpec, ExportSpec
+from QEfficient.specs import CompileSpec, EncodeSpec, ExportSpec
 from QEfficient.transformers.loading import ModelSource
 
 logger = logging.getLogger(__name__)
@@ -120,20 +122,51 @@ def compile_program(
     compile_dir: str | Path | None = None,
 ) -> CompiledProgram:
     """The published compiled form of a program for one device and geometry."""
-    options = device.own_options(spec.device_options)
+    own = replace(spec, device_options=device.own_options(spec.device_options))
     _check_context(program, spec)
-    own = replace(spec, device_options=options)
-    device_versions = {"device": device.name, "spec": own, "program": program.fingerprint, "versions": versions()}
-    digest = fingerprint(device_versions)
-    folder = store.compiled_folder(program.folder, digest, compile_dir)
+    wanted = _Compiled(program, own, device, device.compile, CompiledProgram)
+    return load_compiled(wanted.published(store, compile_dir))
 
-    def build(target: Path) -> None:
-        report = device.compile(program, own, target)
-        compiled = CompiledProgram(target, device.name, own, program, digest, report)
-        write_json(target / MANIFEST, plain(compiled_to_record(compiled)))
 
-    store.publish(folder, build, {"hashed_compile_params.json": plain(device_versions)})
-    return load_compiled(store.open(folder))
+def compile_encoder(
+    program: ExportedProgram,
+    spec: EncodeSpec,
+    device: Device,
+    store: ArtifactStore,
+    compile_dir: str | Path | None = None,
+) -> CompiledEncoder:
+    """The published compiled form of a program without state for one device and some lengths."""
+    wanted = _Compiled(program, spec, device, device.compile_encoder, CompiledEncoder)
+    return load_encoder(wanted.published(store, compile_dir))
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What is to be compiled, and how."""
+
+    program: ExportedProgram
+    spec: CompileSpec | EncodeSpec
+    device: Device
+    compile: Callable[..., Mapping[str, Any]]
+    record: Callable[..., CompiledProgram | CompiledEncoder]
+
+    def published(self, store: ArtifactStore, compile_dir: str | Path | None) -> Path:
+        identity = {
+            "device": self.device.name,
+            "spec": self.spec,
+            "program": self.program.fingerprint,
+            "versions": versions(),
+        }
+        digest = fingerprint(identity)
+        folder = store.compiled_folder(self.program.folder, digest, compile_dir)
+
+        def build(target: Path) -> None:
+            report = self.compile(self.program, self.spec, target)
+            made = self.record(target, self.device.name, self.spec, self.program, digest, report)
+            write_json(target / MANIFEST, plain(compiled_to_record(made)))
+
+        store.publish(folder, build, {"hashed_compile_params.json": plain(identity)})
+        return store.open(folder)
 
 
 def _check_context(program: ExportedProgram, spec: CompileSpec) -> None:
