@@ -46,6 +46,7 @@ IGNORED_OPTIONS = (
     "enable_proxy",
 )
 """Options of transformers that this library decides itself."""
+TOKENIZER_FILES = ("*token*", "*vocab*", "merges*", "*bpe*", "*.model", "tekken*")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -93,13 +94,18 @@ class ModelSource:
 
     def tokenizer(self) -> Any | None:
         """The tokenizer that lies beside the model, or None."""
-        if not self.location:
+        if not self.location or _lacks_tokenizer(Path(self.location).expanduser()):
             return None
         try:
             return transformers.AutoTokenizer.from_pretrained(self.location, **_hub_only(self.hub))
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             logger.info("no tokenizer beside %s: %s", self.name, error)
             return None
+
+
+def _lacks_tokenizer(place: Path) -> bool:
+    """Whether a local folder has no file of a tokenizer; transformers would make an empty one for some types."""
+    return place.is_dir() and not any(next(place.glob(pattern), None) for pattern in TOKENIZER_FILES)
 
 
 def open_source(model: Any, model_class: Any, options: Mapping[str, Any]) -> ModelSource:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.errors import UnsupportedModelError
+from QEfficient.transformers.loading import open_source
 from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.verification.tiny_models import prompts, tiny_model
 
@@ -58,3 +59,8 @@ def test_a_model_that_keeps_something_of_its_own_is_not_replayed() -> None:
 
     with pytest.raises(UnsupportedModelError, match="keeps from call to call"):
         ReplayModule(Counting(), Replay("a test"))
+
+
+def test_no_tokenizer_is_made_up_for_a_folder_without_one(tmp_path: Any) -> None:
+    tiny_model("rwkv").save_pretrained(tmp_path)
+    assert open_source(tmp_path, AutoModelForCausalLM, {}).tokenizer() is None
