@@ -19,6 +19,7 @@ from typing import Any
 from QEfficient import __version__
 from QEfficient.artifacts import ArtifactStore, fingerprint
 from QEfficient.demo import DEMO_NAME, demo_folder
+from QEfficient.program import FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,11 @@ def _files(model: str) -> list[tuple[str, int, int, int]] | None:
     return found
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, Any]:
     def of(library: str) -> str:
         try:
             return version(library)
         except PackageNotFoundError:
             return ""
 
-    return {"qefficient": __version__, **{library: of(library) for library in LIBRARIES}}
+    return {"qefficient": __version__, "format": FORMAT_VERSION, **{library: of(library) for library in LIBRARIES}}

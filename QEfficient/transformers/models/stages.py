@@ -14,6 +14,7 @@ from QEfficient.devices import Device
 from QEfficient.errors import OptionError
 from QEfficient.graph.exporter import Source, write_program
 from QEfficient.program import (
+    FORMAT_VERSION,
     MANIFEST,
     CompiledEncoder,
     CompiledProgram,
@@ -69,6 +70,7 @@ class ExportRequest:
             "spec": self.spec,
             "facts": replace(self.facts, source=""),
             "versions": versions(),
+            "format": FORMAT_VERSION,
             **self.extra,
         }
 
