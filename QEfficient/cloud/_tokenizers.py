@@ -9,6 +9,7 @@ from typing import Any
 
 from QEfficient.demo import DEMO_NAME, demo_folder
 from QEfficient.errors import ModelError
+from QEfficient.transformers.tokenizer_files import lacks_tokenizer
 
 UNREADABLE = (OSError, ValueError, KeyError, ImportError, TypeError)
 """What transformers raises for a tokenizer that is missing or cannot be read."""
@@ -19,6 +20,8 @@ def model_tokenizer(model: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     location = str(demo_folder()) if model == DEMO_NAME else model
+    if lacks_tokenizer(Path(location).expanduser()):
+        raise ModelError(f"the folder {location} has no tokenizer, so the model cannot take text: save one there.")
     try:
         return AutoTokenizer.from_pretrained(location, **options)
     except UNREADABLE as error:

@@ -22,6 +22,7 @@ from QEfficient.specs import DTYPES
 from QEfficient.transformers.checkpoint import CheckpointWeights, LiveWeights
 from QEfficient.transformers.signature import dtype_name, torch_dtype
 from QEfficient.transformers.skeleton import build_skeleton, fake_mode, skeleton_of
+from QEfficient.transformers.tokenizer_files import lacks_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ IGNORED_OPTIONS = (
     "enable_proxy",
 )
 """Options of transformers that this library decides itself."""
-TOKENIZER_FILES = ("*token*", "*vocab*", "merges*", "*bpe*", "*.model", "tekken*")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -94,18 +94,13 @@ class ModelSource:
 
     def tokenizer(self) -> Any | None:
         """The tokenizer that lies beside the model, or None."""
-        if not self.location or _lacks_tokenizer(Path(self.location).expanduser()):
+        if not self.location or lacks_tokenizer(Path(self.location).expanduser()):
             return None
         try:
             return transformers.AutoTokenizer.from_pretrained(self.location, **_hub_only(self.hub))
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             logger.info("no tokenizer beside %s: %s", self.name, error)
             return None
-
-
-def _lacks_tokenizer(place: Path) -> bool:
-    """Whether a local folder has no file of a tokenizer; transformers would make an empty one for some types."""
-    return place.is_dir() and not any(next(place.glob(pattern), None) for pattern in TOKENIZER_FILES)
 
 
 def open_source(model: Any, model_class: Any, options: Mapping[str, Any]) -> ModelSource:
