@@ -37,8 +37,10 @@ class Row:
     tokens: Sequence[int]
     start: int
     """Position of the first token."""
-    wants_logits: bool = True
-    """Whether the logits after the last token are wanted."""
+    logits: int = 1
+    """After how many of the tokens, counted from the last, logits are wanted."""
+    blocks: Sequence[int] = ()
+    """Where a session with paging keeps the sequence, in order, with room for these tokens."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class Batch:
     """Which tokens of which sequences at which positions run now. A slot occurs once."""
 
     rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Paging:
+    """State in blocks of consecutive tokens, which sequences take as they grow."""
+
+    block_size: int
+    """Tokens of one block."""
+    blocks: int
+    shareable: bool = True
+    """Whether the blocks are all the state there is: then sequences may share those of a common beginning, and a
+    sequence may go back to an earlier position."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,12 @@ class Limits:
     """Most one-token rows in one run."""
     prefill_rows: int
     """Most rows longer than one token in one run."""
+    tokens: int | None = None
+    """Most tokens of all rows in one run. A session with this limit runs rows of one token and of several together at
+    no loss; None: they are run apart, and only the rows are counted."""
+    logits: int = 1
+    """Most `logits` of one row."""
+    paging: Paging | None = None
     bounded_by_model: bool = False
     """Whether `ctx_len` is what the model has positions for, less than what the program was compiled for."""
 
@@ -75,6 +95,9 @@ class Limits:
         for what, count, most in counts:
             if count > most:
                 raise DeviceError(f"a batch has {count} rows of {what} token(s), but one run takes {most}.")
+        total = sum(len(row.tokens) for row in batch.rows)
+        if self.tokens is not None and total > self.tokens:
+            raise DeviceError(f"a batch has {total} tokens, but one run takes {self.tokens}.")
 
     def _check_row(self, row: Row) -> None:
         if not 0 <= row.slot < self.slots:
@@ -87,6 +110,21 @@ class Limits:
                 f"a row covers the positions {row.start:,} to {end - 1:,}, but the program was compiled for"
                 f" ctx_len {self.ctx_len:,}. Compile again with a larger ctx_len."
             )
+        most = min(self.logits, len(row.tokens))
+        if not 0 <= row.logits <= most:
+            raise DeviceError(f"a row wants the logits of {row.logits} tokens, but it can have those of 0 to {most}.")
+        if self.paging is not None:
+            self._check_blocks(row, self.paging)
+
+    @staticmethod
+    def _check_blocks(row: Row, paging: Paging) -> None:
+        needed = -(-(row.start + len(row.tokens)) // paging.block_size)
+        if len(row.blocks) < needed:
+            raise DeviceError(f"a row of slot {row.slot} needs {needed} blocks and has {len(row.blocks)}.")
+        if len(set(row.blocks)) != len(row.blocks) or not all(0 <= b < paging.blocks for b in row.blocks):
+            raise DeviceError(
+                f"slot {row.slot} has the blocks {list(row.blocks)}; {paging.blocks} different ones are there."
+            )
 
 
 class Session(ABC):
@@ -96,7 +134,11 @@ class Session(ABC):
 
     @abstractmethod
     def run(self, batch: Batch) -> np.ndarray:
-        """Feed the rows; return float32 logits `[rows that want them, vocabulary]`, in row order."""
+        """Feed the rows; return float32 logits `[tokens whose logits are wanted, vocabulary]`, in their order."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make one block a copy of another. For sessions with paging."""
+        raise DeviceError("this session keeps no blocks.")
 
     @abstractmethod
     def close(self) -> None:

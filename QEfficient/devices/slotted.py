@@ -74,7 +74,7 @@ class SlottedSession(Session):
             by_slot |= self._call(several, (self.limits.prefill_rows, self.limits.chunk))
         if single:
             by_slot |= self._call(single, (self.limits.decode_rows, 1))
-        wanted = [by_slot[row.slot] for row in batch.rows if row.wants_logits]
+        wanted = [by_slot[row.slot] for row in batch.rows if row.logits]
         vocabulary = len(next(iter(by_slot.values())))
         return np.stack(wanted) if wanted else np.empty((0, vocabulary), np.float32)
 

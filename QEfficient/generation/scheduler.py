@@ -33,7 +33,7 @@ class Plan:
     @property
     def sampled(self) -> list[Request]:
         """The requests whose logits come back, in row order."""
-        return [step.request for step in self.steps if step.row.wants_logits]
+        return [step.request for step in self.steps if step.row.logits]
 
 
 Policy = Callable[[Sequence[Step], Limits], Sequence[Step]]
@@ -112,7 +112,7 @@ class Scheduler:
             place = self._running[request]
             # The last token is never computed yet: it was just chosen. Rejected drafts are computed again.
             place.computed = min(place.computed + len(row.tokens), request.length - 1)
-            if row.wants_logits:  # its turn is over; a prompt keeps its turn until it is through
+            if row.logits:  # its turn is over; a prompt keeps its turn until it is through
                 self._running[request] = self._running.pop(request)
 
     def release(self, request: Request) -> None:
@@ -127,4 +127,4 @@ class Scheduler:
     def _next_step(self, request: Request, place: _Place) -> Step:
         tokens = request.tokens_from(place.computed, self._limits.chunk)
         through = place.computed + len(tokens) == request.length
-        return Step(request, Row(place.slot, tokens, place.computed, wants_logits=through))
+        return Step(request, Row(place.slot, tokens, place.computed, logits=int(through)))

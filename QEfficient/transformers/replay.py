@@ -15,9 +15,10 @@ import torch
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.context import gather, scatter
+from QEfficient.operators.last_token import last_token
 from QEfficient.program import Context
 from QEfficient.transformers.observe import WatchedAttributes
-from QEfficient.transformers.retained_module import LastRowOnly, in_model_dtype, last_row
+from QEfficient.transformers.retained_module import LastRowOnly, in_model_dtype
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.rotary import trained_length
 
@@ -73,7 +74,7 @@ class ReplayModule(torch.nn.Module):
         # No mask for the slots behind the last: a causal model does not look there; others are told the lengths
         with LastRowOnly(self.model, places) as selection, self._telling(last + 1):
             logits = self.model(input_ids=tokens, use_cache=False).logits
-        logits = logits if selection.done else last_row(logits, places)
+        logits = logits if selection.done else last_token(logits, places)
         return (in_model_dtype(logits, self.model), written)
 
     @staticmethod

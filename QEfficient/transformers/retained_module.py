@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from QEfficient.operators.last_token import last_token
 from QEfficient.program import Context
 from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
@@ -18,13 +19,6 @@ from QEfficient.transformers.rotary import trained_length
 def in_model_dtype(logits: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     """Some models widen their logits; the contract's are of the program's dtype."""
     return logits.to(next(p.dtype for p in model.parameters() if p.is_floating_point()))
-
-
-def last_row(values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """Of `[b, s, n]` the row of the last token that is no padding: `[b, 1, n]`."""
-    last = position_ids.to(torch.int32).argmax(dim=1)
-    index = last.reshape(-1, 1, 1).expand(-1, 1, values.shape[2])
-    return values.gather(1, index)
 
 
 class RetainedModule(torch.nn.Module):
@@ -58,7 +52,7 @@ class RetainedModule(torch.nn.Module):
             new_states = cache.next_states()
         logits = output.logits
         if not selection.done:
-            logits = last_row(logits, position_ids)
+            logits = last_token(logits, position_ids)
         return (in_model_dtype(logits, self.model), *new_states)
 
     def notes(self) -> dict[str, int]:
@@ -114,7 +108,7 @@ class LastRowOnly:
         if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or self.done:
             return None
         self.done = True
-        return (last_row(hidden, self.position_ids), *args[1:])
+        return (last_token(hidden, self.position_ids), *args[1:])
 
     def __enter__(self) -> LastRowOnly:
         self.handle = self.head.register_forward_pre_hook(self._select) if self.head is not None else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from QEfficient.devices import Batch, Row, device_class, device_names
-from QEfficient.devices.null import NullDevice, NullSession, null_next_token
+from QEfficient.devices import Batch, Limits, Paging, Row, Session, device_class, device_names
+from QEfficient.devices.null import NullDevice, NullSession, PagedNullSession, null_next_token
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.specs import CompileSpec
 
@@ -14,7 +14,7 @@ VOCAB = 100
 SPEC = CompileSpec(full_batch_size=3, prefill_seq_len=4, ctx_len=10)
 
 
-def run(session: NullSession, *rows: Row) -> np.ndarray:
+def run(session: Session, *rows: Row) -> np.ndarray:
     return session.run(Batch(rows))
 
 
@@ -53,7 +53,7 @@ def test_refused_batch_changes_nothing() -> None:
 
 def test_next_token_depends_on_all_of_the_history() -> None:
     session = NullSession(SPEC, VOCAB)
-    run(session, Row(0, [5, 6, 7], 0, wants_logits=False))
+    run(session, Row(0, [5, 6, 7], 0, logits=0))
     logits = run(session, Row(0, [8, 9], 3), Row(1, [9], 0))
     assert logits.dtype == np.float32 and logits.shape == (2, VOCAB)
     assert logits.argmax(-1).tolist() == [null_next_token([5, 6, 7, 8, 9], VOCAB), null_next_token([9], VOCAB)]
@@ -66,7 +66,7 @@ def test_start_zero_reuses_a_slot() -> None:
 
 
 def test_no_logits_wanted() -> None:
-    assert run(NullSession(SPEC, VOCAB), Row(0, [1, 2], 0, wants_logits=False)).shape == (0, VOCAB)
+    assert run(NullSession(SPEC, VOCAB), Row(0, [1, 2], 0, logits=0)).shape == (0, VOCAB)
 
 
 def test_shared_modules_are_no_devices() -> None:
@@ -82,3 +82,43 @@ def test_options_of_a_device() -> None:
         device.own_options({"num_thread": 2})
     with pytest.raises(OptionError, match="must be int, not '2'"):
         device.own_options({"num_threads": "2"})
+
+
+PAGED = Limits(slots=4, chunk=8, ctx_len=32, decode_rows=4, prefill_rows=4, tokens=16, logits=8, paging=Paging(4, 6))
+
+
+def test_blocks_hold_the_sequence_wherever_they_lie() -> None:
+    session = PagedNullSession(PAGED, VOCAB)
+    run(session, Row(0, [5, 6, 7, 8, 9], 0, logits=0, blocks=(3, 1)))
+    run(session, Row(1, [1, 1, 1, 1, 1], 0, logits=0, blocks=(0, 2)))
+    logits = run(session, Row(0, [4, 3], 5, logits=2, blocks=(3, 1)))
+    expected = [null_next_token(ids, VOCAB) for ids in ([5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4, 3])]
+    assert logits.argmax(-1).tolist() == expected
+
+
+def test_a_copied_block_can_go_another_way() -> None:
+    session = PagedNullSession(PAGED, VOCAB)
+    run(session, Row(0, [5, 6, 7], 0, blocks=(0,)))
+    session.copy_block(0, 4)
+    first = run(session, Row(0, [1], 3, blocks=(0,)), Row(1, [2], 3, blocks=(4,)))
+    assert first.argmax(-1).tolist() == [null_next_token([5, 6, 7, last], VOCAB) for last in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([Row(0, [1], 4, blocks=(0, 1))], "nobody wrote"),
+        ([Row(0, [1], 4, blocks=(0,))], "needs 2 blocks"),
+        ([Row(0, [1], 0, blocks=(6,))], "6 different ones"),
+        ([Row(0, [1], 0, blocks=(0,)), Row(1, [1], 0, blocks=(0,))], "others use too"),
+        ([Row(i, [1] * 5, 0, blocks=(i,)) for i in range(4)], "needs 2 blocks"),
+        (
+            [Row(0, [1] * 8, 0, blocks=(0, 1)), Row(1, [1] * 8, 0, blocks=(2, 3)), Row(2, [1], 0, blocks=(4,))],
+            "17 tokens",
+        ),
+        ([Row(0, [1, 2], 0, logits=3, blocks=(0,))], "0 to 2"),
+    ],
+)
+def test_blocks_are_checked(rows: list[Row], sentence: str) -> None:
+    with pytest.raises(DeviceError, match=sentence):
+        PagedNullSession(PAGED, VOCAB).run(Batch(tuple(rows)))

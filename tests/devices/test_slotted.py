@@ -88,7 +88,7 @@ def test_one_token_chunks_share_one_shape() -> None:
 
 def test_only_wanted_logits_come_back() -> None:
     session = Recording(CompileSpec(batch_size=2, prefill_seq_len=4, ctx_len=16))
-    rows = Row(0, [1, 2], 0, wants_logits=False), Row(1, [1, 2], 0)
+    rows = Row(0, [1, 2], 0, logits=0), Row(1, [1, 2], 0)
     assert session.run(Batch(rows))[:, 0].tolist() == [11]
     assert session.run(Batch(rows[:1])).shape == (0, VOCAB)
 

@@ -17,7 +17,7 @@ def request(length: int, priority: int = 0) -> Request:
 
 
 def shown(plan: Plan) -> list[tuple[int, list[int], int, bool]]:
-    return [(s.row.slot, list(s.row.tokens), s.row.start, s.row.wants_logits) for s in plan.steps]
+    return [(s.row.slot, list(s.row.tokens), s.row.start, bool(s.row.logits)) for s in plan.steps]
 
 
 def run(scheduler: Scheduler) -> Plan:

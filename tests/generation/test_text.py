@@ -57,7 +57,7 @@ class Parrot(NullSession):
 
     def run(self, batch: Batch) -> np.ndarray:
         logits = super().run(batch)
-        for line, row in zip(logits, (row for row in batch.rows if row.wants_logits), strict=True):
+        for line, row in zip(logits, (row for row in batch.rows if row.logits), strict=True):
             if row.start == 0:
                 self._prompt[row.slot] = len(row.tokens)
             line[self._script[row.start + len(row.tokens) - self._prompt[row.slot]]] = 100.0

@@ -69,7 +69,7 @@ class LeftPositions(ModuleSession):
 
 
 def _at(row: Any, start: int) -> Any:
-    return type(row)(row.slot, row.tokens[:1], start, row.wants_logits)
+    return type(row)(row.slot, row.tokens[:1], start, row.logits)
 
 
 def bench(model_type: str, spec: CompileSpec, session: type[ModuleSession] = ModuleSession) -> Bench:
