@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from QEfficient.devices import Batch, Device, Limits, Paging, Row, Session
+from QEfficient.devices import Batch, Device, Limits, Row, Session
 from QEfficient.devices.slotted import slotted_limits
 from QEfficient.errors import DeviceError
 from QEfficient.program import CompiledProgram, ExportedProgram

@@ -26,7 +26,7 @@ def slotted_limits(spec: CompileSpec, positions: int | None = None) -> Limits:
     """What the static shapes of `spec` can take, as far as the model has positions (`positions`)."""
     own = positions is not None and positions < spec.ctx_len
     ctx_len = min(spec.ctx_len, positions or spec.ctx_len)
-    return Limits(spec.slots, spec.prefill_seq_len, ctx_len, spec.decode_rows, spec.prefill_rows, own)
+    return Limits(spec.slots, spec.prefill_seq_len, ctx_len, spec.decode_rows, spec.prefill_rows, bounded_by_model=own)
 
 
 def check_batching(graph: GraphSpec, spec: CompileSpec) -> None:
