@@ -28,6 +28,19 @@ def fold_and_clean(model: ir.Model) -> None:
             common.RemoveUnusedNodesPass(),
         ):
             clean(model)
+    for function in model.functions.values():
+        for graph in function.graph.subgraphs():
+            initializers_to_nodes(graph)
+
+
+def initializers_to_nodes(graph: ir.Graph) -> None:
+    """Make constants nodes, as functions want them: who inlines a function renames what its nodes compute, no more."""
+    for name, value in list(graph.initializers.items()):
+        assert value.const_value is not None
+        node = ir.node("Constant", [], {"value": ir.tensor(value.const_value.numpy())})
+        graph.insert_before(graph[0], node)
+        ir.convenience.replace_all_uses_with(value, node.outputs[0])
+        del graph.initializers[name]
 
 
 def add_bodies(model: ir.Model) -> None:

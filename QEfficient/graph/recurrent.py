@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from torch.export import Dim
 
+from QEfficient.graph.passes import initializers_to_nodes
 from QEfficient.graph.tracing import to_onnx
 from QEfficient.operators.functions import DOMAIN, OPSET
 
@@ -63,30 +64,27 @@ def recurrent_function(record: Any) -> ir.Function:
 
 
 def _step_graph(record: Any) -> ir.Graph:
-    """The traced step, its constants turned into nodes (a function has no initializers)."""
+    """The traced step. Its values get names of their own: those around it are numbered in the same way."""
     rows = Dim("batch_size", min=1, max=1 << 24)
     examples = record.examples()
     moving = record.sequences + record.states
     dynamic = (tuple({0: rows} if i < moving else {} for i in range(len(examples))),)
     model, _ = to_onnx(record.step, examples, dynamic, f"the step of {record.name}")
-    graph = model.graph
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        assert tensor is not None
-        node = ir.node("Constant", [], {"value": ir.tensor(tensor.numpy())})
-        graph.insert_before(graph[0], node)
-        ir.convenience.replace_all_uses_with(value, node.outputs[0])
-        del graph.initializers[name]
-    return graph
+    initializers_to_nodes(model.graph)
+    for number, value in enumerate(value for node in model.graph.all_nodes() for value in node.outputs):
+        value.name = f"step_{number}"
+    return model.graph
 
 
 def _scan(
     step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[ir.Value], positions: ir.Value
 ) -> ir.Node:
     body = _Nodes()
-    carried = [ir.Value(name=f"carried_{i}") for i in range(record.states)]
-    tokens = [ir.Value(name=f"token_{i}") for i in range(record.sequences)]
-    position = ir.Value(name="position")
+    # Some runtimes do not look outside for the types of a body's inputs.
+    types = [value.type for value in step.inputs]
+    tokens = [ir.Value(name=f"token_{i}", type=types[i]) for i in range(record.sequences)]
+    carried = [ir.Value(name=f"carried_{i}", type=types[record.sequences + i]) for i in range(record.states)]
+    position = ir.Value(name="position", type=ir.TensorType(ir.DataType.INT64))
     zero, axis = body.constant(0), body.constant([1])
     starts, counts = body("Equal", position, zero), body("GreaterOrEqual", position, zero)
     step_inputs = [body("Unsqueeze", token, axis) for token in tokens]
