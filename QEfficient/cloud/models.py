@@ -18,7 +18,7 @@ HELP = "List the model types, or test a tiny model of each."
 EXAMPLES = """\
   qefficient models
   qefficient models --test                           all of them; writes docs/models.md
-  qefficient models --test llama mixtral --json"""
+  qefficient models --test llama mixtral --device cpu --json"""
 
 TABLE = Path("docs/models.md")
 BROKEN = ("wrong", "crashed")
@@ -31,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"with --test: where the table goes; of all types {TABLE}"
     )
+    parser.add_argument("--device", default="reference", help="with --test: where they run; default reference")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,8 +73,9 @@ def _test(names: dict[str, str], arguments: argparse.Namespace) -> int:
     from QEfficient.errors import VerificationError
     from QEfficient.verification import model_matrix
 
-    output = arguments.output or (TABLE if not arguments.types and TABLE.parent.is_dir() else None)
-    outcomes = model_matrix.run(list(names), output, arguments.jobs, progress=_say)
+    all_here = not arguments.types and arguments.device == "reference" and TABLE.parent.is_dir()
+    output = arguments.output or (TABLE if all_here else None)
+    outcomes = model_matrix.run(list(names), output, arguments.jobs, progress=_say, device=arguments.device)
     if arguments.json:
         document({"models": [asdict(outcome) for outcome in outcomes]})
     elif any(outcome.level != "exact" for outcome in outcomes):

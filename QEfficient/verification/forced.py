@@ -32,7 +32,7 @@ class Forced:
         tokens = []
         for request, row in zip(plan.sampled, logits, strict=True):
             number = int(request.id)
-            self.logits[number].append(row)
+            self.logits[number].append(row.copy())  # a session may write there again
             tokens.append((self._given[number].tokens[len(request.generated)],))
         return tokens
 
@@ -64,6 +64,6 @@ def feed(session: Session, waiting: Mapping[int, Sequence[Row]]) -> dict[int, di
         several = [row for row in ready if len(row.tokens) > 1][: session.limits.prefill_rows]
         now = several or ready[: session.limits.decode_rows]
         for row, logits in zip(now, session.run(Batch(tuple(now))), strict=True):
-            found[row.slot][row.start + len(row.tokens) - 1] = logits
+            found[row.slot][row.start + len(row.tokens) - 1] = logits.copy()
             queues[row.slot].pop(0)
     return found

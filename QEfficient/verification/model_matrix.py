@@ -1,7 +1,8 @@
-"""The matrix: a tiny model of every causal type, through export and the reference device, against Hugging Face.
+"""The matrix: a tiny model of every causal type, through export and a device, against Hugging Face.
 
 Each type runs twice: three prompts of different lengths in a static batch of three, and through continuous batching in
-two slots (whose state starts as NaN). Both prefill in chunks of six tokens, in a context that was not traced with.
+two slots (whose state starts as NaN on the reference device). Both prefill in chunks of six tokens, in a context that
+was not traced with.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from QEfficient.devices import get_device
 from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.errors import QEfficientError
 from QEfficient.program import CompiledProgram, load_compiled
@@ -34,7 +38,8 @@ LEVELS = ("exact", "close", "wrong", "refused", "crashed")
 NEW_TOKENS = 24
 CLOSE = 2e-2
 """Largest error, as a part of the spread of the logits, that is still called close."""
-GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 56, "device": "reference", "num_threads": 1}
+GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 56, "num_threads": 1}
+JUDGE = ReferenceDevice.name
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "static batch": {"batch_size": 3},
     "continuous batching": {"full_batch_size": 2},
@@ -64,37 +69,39 @@ def run(
     jobs: int = 2,
     progress: Callable[[Outcome], None] = lambda outcome: None,
     timeout: float = TIMEOUT,
+    device: str = JUDGE,
 ) -> list[Outcome]:
     """Check `types` (default all), `jobs` at a time, each in a process of its own; write a table to `output`.
 
     With `jobs=0` in this process. `progress` is called with each outcome as it comes.
     """
     wanted = list(types if types is not None else causal_types())
-    results = ((item, check_type(item)) for item in wanted) if jobs == 0 else run_each(_work, wanted, jobs, timeout)
+    here = ((item, check_type(item, device)) for item in wanted)
+    results = here if jobs == 0 else run_each(partial(_work, device=device), wanted, jobs, timeout)
     found = {}
     for item, result in results:
         found[item] = Outcome(item, "crashed", reason=result.reason) if isinstance(result, Failure) else result
         progress(found[item])
     outcomes = [found[item] for item in wanted]
     if output is not None:
-        output.write_text(to_markdown(outcomes), encoding="utf-8")
+        output.write_text(to_markdown(outcomes, device), encoding="utf-8")
     return outcomes
 
 
-def _work(model_type: str) -> Outcome:
+def _work(model_type: str, device: str) -> Outcome:
     """One type in a worker: one thread, and no remarks of libraries."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    return check_type(model_type)
+    return check_type(model_type, device)
 
 
-def check_type(model_type: str) -> Outcome:
+def check_type(model_type: str, device: str = JUDGE) -> Outcome:
     """Build the tiny model, run it both ways, and judge."""
     start = time.perf_counter()
     try:
-        outcome = _checked(model_type)
+        outcome = _checked(model_type, device)
     except QEfficientError as error:
         outcome = Outcome(model_type, "refused", reason=_one_line(error))
     except Exception as error:
@@ -109,14 +116,14 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 
-def _checked(model_type: str) -> Outcome:
+def _checked(model_type: str, device: str) -> Outcome:
     model = tiny_model(model_type)
     expected = [expect(model, prompt, NEW_TOKENS) for prompt in prompts(model)]
     found: dict[str, list[Comparison]] = {}
     outcome = Outcome(model_type, "")
     for way, geometry in WAYS.items():
         with tempfile.TemporaryDirectory(prefix="qefficient-") as folder:
-            compiled = _compiled(model, geometry, Path(folder))
+            compiled = _compiled(model, {**geometry, "device": device}, Path(folder))
             states, note = _states(compiled)
             outcome = replace(outcome, states=states, reason=note)
             found[way] = _compared(compiled, expected)
@@ -130,7 +137,8 @@ def _compiled(model: Any, geometry: Mapping[str, Any], folder: Path) -> Compiled
 
 
 def _compared(compiled: CompiledProgram, expected: Sequence[Expected]) -> list[Comparison]:
-    device = ReferenceDevice(poison=compiled.spec.continuous_batching)
+    slots = compiled.spec.continuous_batching
+    device = ReferenceDevice(poison=slots) if compiled.device == JUDGE else get_device(compiled.device)
     with device.load(compiled) as session:
         logits = forced_logits(session, expected)
     return [compare(e.logits, found) for e, found in zip(expected, logits, strict=True)]
@@ -140,6 +148,9 @@ def _states(compiled: CompiledProgram) -> tuple[str, str]:
     """How its layers keep their state, and what the export had to say about it."""
     ways = compiled.program.report.get("states", {})
     states = ", ".join(f"{count} {way}" for way, count in ways.items() if isinstance(count, int))
+    taken = Counter(compiled.report.get("layers", {}).values())
+    if taken:
+        states += " as " + ", ".join(f"{count} {way}" for way, count in taken.items())
     return states, str(ways.get("reason", ""))
 
 
@@ -173,7 +184,7 @@ def _close(comparisons: Sequence[Comparison]) -> str:
     return f"{tokens}; logits off by up to {error} of the spread"
 
 
-def to_markdown(outcomes: Sequence[Outcome]) -> str:
+def to_markdown(outcomes: Sequence[Outcome], device: str = JUDGE) -> str:
     """The table, with a line that sums it up."""
     counts = {level: sum(o.level == level for o in outcomes) for level in LEVELS}
     summary = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
@@ -182,7 +193,7 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
         "# Causal language models",
         "",
         "Written by `qefficient models --test`: a tiny random model of every type goes through export and the",
-        f"reference device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a",
+        f"{device} device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a",
         "static batch and with continuous batching in two slots, prefilled in chunks of "
         f"{GEOMETRY['prefill_seq_len']}.",
         "",
