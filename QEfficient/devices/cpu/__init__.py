@@ -1,1 +1,44 @@
-"""OpenVINO on the CPU."""
+"""The CPU, through OpenVINO: the default device of those who have no card.
+
+`options` says what can be asked. `compilation` makes the artifact (`lowering`, `linear`, `compression`) that `opening`
+opens. `packed` runs it, or `slotted_states` where its graph cannot be packed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from QEfficient.devices import Device, Session
+from QEfficient.devices.cpu.options import OPTION_TYPES, read_options
+from QEfficient.program import CompiledProgram, ExportedProgram
+from QEfficient.specs import CompileSpec
+
+
+class CpuDevice(Device):
+    """Compiles for this machine's processors."""
+
+    name = "cpu"
+    options = OPTION_TYPES
+
+    @classmethod
+    def availability(cls) -> str | None:
+        if importlib.util.find_spec("openvino") is None:
+            return "OpenVINO is not installed (pip install openvino)."
+        return None
+
+    def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
+        from QEfficient.devices.cpu.compilation import compile_graph
+
+        return compile_graph(program, spec.ctx_len, read_options(self.own_options(spec.device_options)), folder)
+
+    def load(self, compiled: CompiledProgram) -> Session:
+        from QEfficient.devices.cpu.packed import PackedSession
+        from QEfficient.devices.cpu.slotted_states import SlottedStatesSession
+
+        return SlottedStatesSession(compiled) if compiled.report["states"] is None else PackedSession(compiled)
+
+
+DEVICE = CpuDevice

@@ -1,0 +1,41 @@
+"""States as inputs and outputs of a model: two buffers for each, so that a run reads the one and writes the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from QEfficient.program import StateSpec
+
+
+class StateBuffers:
+    """The states of one request object. Nothing is copied between runs."""
+
+    def __init__(self, request: Any, states: Sequence[StateSpec], symbols: Mapping[str, int]) -> None:
+        self._request = request
+        self._names = [(state.input.name, state.output.name) for state in states]
+        self._read = [self._zeros(state, symbols) for state in states]
+        self._write = [self._zeros(state, symbols) for state in states]
+
+    def _zeros(self, state: StateSpec, symbols: Mapping[str, int]) -> Any:
+        import openvino
+
+        kind = self._request.get_tensor(state.input.name).element_type
+        tensor = openvino.Tensor(kind, openvino.Shape(list(state.input.resolve(symbols))))
+        tensor.data[...] = 0
+        return tensor
+
+    def bind(self) -> None:
+        """Before a run."""
+        for (old, new), read, write in zip(self._names, self._read, self._write, strict=True):
+            self._request.set_tensor(old, read)
+            self._request.set_tensor(new, write)
+
+    def swap(self) -> None:
+        """After a run."""
+        self._read, self._write = self._write, self._read
+
+    def copies(self) -> dict[str, np.ndarray]:
+        return {old: np.array(tensor.data) for (old, _), tensor in zip(self._names, self._read, strict=True)}

@@ -1,0 +1,98 @@
+"""`compile_graph`: an exported graph becomes a folder that OpenVINO opens: lowered, compressed, mapped.
+
+1. open       functions inlined, everything in float32 but the weights on disk
+2. lower      attention into blocks and tokens into one row, if the whole graph allows it
+3. compress   linear layers and embeddings, a tensor at a time
+4. write      the graph and its one file of weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from QEfficient.devices.cpu.calibration import calibrate
+from QEfficient.devices.cpu.compression import Activations, Compression
+from QEfficient.devices.cpu.float32 import widen
+from QEfficient.devices.cpu.linear import find_linears, linear_bytes
+from QEfficient.devices.cpu.lowering import ATTENTION, DOMAIN, LAST_TOKEN, Lowered, Lowering, is_recurrent, unpackable
+from QEfficient.devices.cpu.opening import MODEL_FILE
+from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.weights import WeightFile
+from QEfficient.errors import OptionError
+from QEfficient.program import ExportedProgram
+
+ROLE = "lm"
+
+
+def open_graph(program: ExportedProgram) -> ir.Model:
+    """The exported graph with its functions inlined, but for those that a lowering replaces."""
+    model = ir.load(program.onnx_path(ROLE))
+    common.InlinePass(lambda function: not _replaceable(function))(model)
+    widen(model)
+    return model
+
+
+def _replaceable(function: ir.Function) -> bool:
+    named = function.domain == DOMAIN and (function.name == LAST_TOKEN or function.name.startswith(ATTENTION))
+    return named or is_recurrent(function)
+
+
+def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, folder: Path) -> Mapping[str, Any]:
+    """Write the model into `folder`; returns the report."""
+    opened = _opened(program, ctx_len)
+    linears = find_linears(opened.model)
+    chosen = options.resolved(linear_bytes(linears))
+    with TemporaryDirectory(dir=folder) as scratch, WeightFile(folder) as file:
+        activations = _activations(program, ctx_len, chosen, Path(scratch)) if chosen.calibration else None
+        Compression(opened.model, file, chosen, activations).run(linears)
+        size = file.size
+    opened.model.ir_version = 10
+    ir.save(opened.model, folder / MODEL_FILE)
+    return {
+        "options": asdict(chosen),
+        "layers": {str(state.layer): opened.way(state.layer) for state in program.graphs[ROLE].spec.states},
+        "paged": len(opened.lowered.paged) if opened.lowered else 0,
+        "states": opened.lowered.states if opened.lowered else None,
+        "linear_layers": len(linears),
+        "weight_bytes": size,
+    }
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A graph that is lowered as far as it can be."""
+
+    model: ir.Model
+    lowered: Lowered | None
+    reason: str | None
+    """Why it is not lowered."""
+
+    def way(self, layer: int) -> str:
+        """Where a layer's state lies, and why not in blocks."""
+        reason = self.reason if self.lowered is None else self.lowered.slotted.get(layer)
+        return "blocks" if reason is None else f"slots: {reason}"
+
+
+def _opened(program: ExportedProgram, ctx_len: int) -> _Opened:
+    model, spec = open_graph(program), program.graphs[ROLE].spec
+    reason = unpackable(model, spec)
+    lowered = Lowering(model, spec, ctx_len).run() if reason is None else None
+    common.InlinePass()(model)
+    model.functions.clear()
+    return _Opened(model, lowered, reason)
+
+
+def _activations(program: ExportedProgram, ctx_len: int, options: CpuOptions, scratch: Path) -> Activations:
+    opened = _opened(program, ctx_len)
+    ways = [opened.way(state.layer) for state in program.graphs[ROLE].spec.states]
+    slotted = [way for way in ways if way != "blocks"]
+    if slotted:
+        raise OptionError(f"{program.model.name} cannot be calibrated: a layer is in {slotted[0]}. Leave it out.")
+    return calibrate(program, opened.model, options.calibration, scratch).activations

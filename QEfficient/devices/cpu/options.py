@@ -1,0 +1,91 @@
+"""What this device can be told at `compile`, and what "auto" means for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from QEfficient.errors import OptionError, did_you_mean
+
+WEIGHT_FORMATS = ("auto", "f32", "bf16", "f16", "int8", "int4")
+CACHE_FORMATS = ("auto", "f32", "bf16", "f16", "u8")
+CACHES = ("f32", "f16", "u8")
+CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "f32", "u8")}
+"""What attention takes, by what it computes in."""
+KERNELS = ("auto", "native", "openvino")
+GROUP_SIZES = (32, 64, 128)
+COMPRESSED_FROM = 200_000_000
+"""Bytes of float32 linear weights from which "auto" means 8 bits: below, exactness costs next to nothing."""
+
+
+@dataclass(frozen=True)
+class CpuOptions:
+    """As given; `resolved` replaces what is "auto"."""
+
+    weight_format: str = "auto"
+    group_size: int = 128
+    """Weights of one row that share a scale (int8, int4)."""
+    symmetric: bool = True
+    """Whether 0 is the middle of the 8 or 4 bits (else each group has a zero point)."""
+    head_format: str = "auto"
+    """Format of the output layer; "auto": that of the other weights."""
+    calibration: str = ""
+    """Round weights by what layers are fed with: "self" (text that the model writes), or a text file."""
+    kv_cache: str = "auto"
+    kv_cache_tokens: int = 0
+    """Tokens that the blocks hold, for all sequences together; 0: slots x ctx_len."""
+    max_sequences: int = 0
+    """Most sequences of one run; 0: full_batch_size or batch_size, or with neither 32, as far as the blocks go."""
+    max_tokens: int = 512
+    """Most tokens of one run: a prompt's chunk, and the rows that decode with it."""
+    linear_kernel: str = "auto"
+    """Who computes compressed layers: "native" (ours), "openvino"; "auto": ours where it was built."""
+    num_threads: int = 0
+    """0: one for each core that this process may use."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("weight_format", WEIGHT_FORMATS),
+            ("head_format", WEIGHT_FORMATS),
+            ("kv_cache", CACHE_FORMATS),
+            ("linear_kernel", KERNELS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise OptionError(f"{name} '{value}' is not one of {', '.join(known)}.{did_you_mean(value, known)}")
+        if self.group_size not in GROUP_SIZES:
+            raise OptionError(f"group_size {self.group_size} is not one of {', '.join(map(str, GROUP_SIZES))}.")
+        for name in ("kv_cache_tokens", "max_sequences", "num_threads"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} must not be negative, but it is {getattr(self, name)}.")
+        if self.max_tokens < 1:
+            raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
+
+    @property
+    def compresses(self) -> bool:
+        """Whether any layer has less than 16 bits."""
+        return not {"int8", "int4"}.isdisjoint((self.weight_format, self.head_format))
+
+    def resolved(self, linear_bytes: int) -> CpuOptions:
+        """With everything "auto" decided, for a program with so many bytes of linear weights in float32."""
+        weights = self.weight_format
+        if weights == "auto":
+            weights = "int8" if linear_bytes >= COMPRESSED_FROM else "f32"
+        head = weights if self.head_format == "auto" else self.head_format
+        cache = self.kv_cache
+        if cache == "auto":
+            cache = "f32" if weights == "f32" else "u8"
+        taken = CACHES_OF.get(weights, CACHES)
+        if cache not in taken:
+            raise OptionError(f"kv_cache '{cache}' does not go with weight_format '{weights}': {', '.join(taken)} do.")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return CpuOptions(**{**values, "weight_format": weights, "head_format": head, "kv_cache": cache})
+
+
+OPTION_TYPES: Mapping[str, type] = {f.name: type(f.default) for f in fields(CpuOptions)}
+
+
+def read_options(given: Mapping[str, Any]) -> CpuOptions:
+    """The options among those given to `compile`; names and types were checked by the device."""
+    return CpuOptions(**{name: value for name, value in given.items() if name in OPTION_TYPES})

@@ -1,0 +1,145 @@
+"""The session over packed tokens: rows of many sequences side by side, without padding.
+
+Keys and values lie in blocks; what has no packed form has a slot for each sequence and is laid out on a grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from QEfficient.devices import Batch, Limits, Paging, Session
+from QEfficient.devices.cpu.buffers import StateBuffers
+from QEfficient.devices.cpu.opening import infer, open_model
+from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.errors import DeviceError
+from QEfficient.program import CompiledProgram
+from QEfficient.specs import CompileSpec
+
+BLOCK = 32
+"""Tokens of a block: what PagedAttention has on CPUs."""
+MANY_SEQUENCES = 32
+PADDING = -1
+
+
+class PackedSession(Session):
+    """Runs any mix of prompts' chunks and single tokens.
+
+    The logits of a run are valid until the next; whoever gets them may write into them.
+    """
+
+    def __init__(self, compiled: CompiledProgram) -> None:
+        options, report = CpuOptions(**compiled.report["options"]), compiled.report
+        graph = compiled.program.graphs["lm"].spec
+        self.limits = packed_limits(compiled.spec, options, graph.context.positions, bool(report["states"]))
+        self._request: Any = open_model(compiled.folder, options).create_infer_request()
+        assert self.limits.paging is not None
+        self._caches = allocate_caches(self._request, self.limits.paging.blocks)
+        rows = {"batch_size": self.limits.slots, "full_batch_size": self.limits.slots}
+        symbols = {**compiled.spec.specializations(graph.windows)[-1].symbols, **rows}
+        states = [state for state in graph.states if state.input.name in report["states"]]
+        self._buffers = StateBuffers(self._request, states, symbols)
+        self._inputs = {port.any_name for port in self._request.model_inputs}
+
+    def run(self, batch: Batch) -> np.ndarray:
+        self.limits.check(batch)
+        if self._request is None:
+            raise DeviceError("the session is closed.")
+        given = feeds(batch)
+        if "packed_index" in self._inputs:
+            given |= grid_feeds(batch)
+        self._buffers.bind()
+        logits = infer(self._request, {name: value for name, value in given.items() if name in self._inputs})
+        self._buffers.swap()
+        return logits.reshape(-1, logits.shape[-1])
+
+    def copy_block(self, source: int, target: int) -> None:
+        for cache in self._caches:
+            cache[target] = cache[source]
+
+    def close(self) -> None:
+        self._request = None
+        self._caches = []
+        del self._buffers
+
+
+def packed_limits(
+    spec: CompileSpec, options: CpuOptions, positions: int | None = None, has_states: bool = False
+) -> Limits:
+    """What a session of this geometry takes. With states in slots, rows of one length run together: the grid that
+    these are laid out on would be mostly padding otherwise."""
+    ctx_len = min(spec.ctx_len, positions or spec.ctx_len)
+    tokens = max(options.kv_cache_tokens or spec.slots * spec.ctx_len, ctx_len)
+    given = spec.full_batch_size or (spec.batch_size if has_states or spec.batch_size > 1 else MANY_SEQUENCES)
+    slots = min(options.max_sequences or given, options.max_tokens)
+    return Limits(
+        slots=slots,
+        chunk=options.max_tokens,
+        ctx_len=ctx_len,
+        decode_rows=slots,
+        prefill_rows=1 if has_states else slots,
+        tokens=None if has_states else options.max_tokens,
+        logits=options.max_tokens,
+        paging=Paging(BLOCK, -(-tokens // BLOCK), shareable=not has_states),
+        bounded_by_model=positions is not None and positions < spec.ctx_len,
+    )
+
+
+def allocate_caches(request: Any, blocks: int) -> list[np.ndarray]:
+    """Give the request its caches; their pages become resident as they are written."""
+    import openvino
+
+    caches = []
+    for port in request.model_inputs:
+        name = port.any_name
+        if "_cache." not in name:
+            continue
+        sizes = [blocks if size.is_dynamic else size.get_length() for size in port.partial_shape]
+        tensor = openvino.Tensor(port.element_type, openvino.Shape(sizes))
+        request.set_tensor(name, tensor)
+        caches.append(tensor.data)
+    return caches
+
+
+def feeds(batch: Batch) -> dict[str, np.ndarray]:
+    """The graph's inputs for a batch, its rows side by side."""
+    rows = batch.rows
+    counts = np.array([len(row.tokens) for row in rows])
+    begins = np.concatenate(([0], np.cumsum(counts)))
+    ends = np.array([row.start for row in rows]) + counts
+    used = -(-ends // BLOCK)
+    wanted = [np.arange(end - row.logits, end) for row, end in zip(rows, begins[1:], strict=True)]
+    positions = [np.arange(row.start, end) for row, end in zip(rows, ends, strict=True)]
+    blocks = [row.blocks[:count] for row, count in zip(rows, used, strict=True)]
+    return {
+        "input_ids": np.concatenate([row.tokens for row in rows]).astype(np.int64)[None],
+        "position_ids": np.concatenate(positions).astype(np.int64)[None],
+        "logits_index": np.concatenate(wanted).astype(np.int64),
+        "past_lens": np.array([row.start for row in rows], np.int32),
+        "subsequence_begins": begins.astype(np.int32),
+        "block_indices": np.concatenate(blocks).astype(np.int32),
+        "block_indices_begins": np.concatenate(([0], np.cumsum(used))).astype(np.int32),
+        "max_context_len": np.array(ends.max(), np.int32),
+    }
+
+
+def grid_feeds(batch: Batch) -> dict[str, np.ndarray]:
+    """Where each token lies on a grid of the rows, for what is not packed."""
+    rows = batch.rows
+    length = max(len(row.tokens) for row in rows)
+    index, positions = np.zeros((len(rows), length), np.int64), np.full((len(rows), length), PADDING, np.int64)
+    cells, begin = [], 0
+    for line, row in enumerate(rows):
+        count = len(row.tokens)
+        index[line, :count] = np.arange(begin, begin + count)
+        positions[line, :count] = np.arange(row.start, row.start + count)
+        cells.append(np.arange(line * length, line * length + count))
+        begin += count
+    slots = np.array([[row.slot] for row in rows], np.int64)
+    return {
+        "grid_index": index,
+        "grid_positions": positions,
+        "grid_slots": slots,
+        "packed_index": np.concatenate(cells),
+    }
