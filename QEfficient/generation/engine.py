@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from QEfficient.devices import Session
 from QEfficient.errors import OptionError
-from QEfficient.generation.decoding import Decoding
+from QEfficient.generation.decoding import Decoding, Drafting
 from QEfficient.generation.decoding.one_token import OneToken
+from QEfficient.generation.plan import Plan
 from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
-from QEfficient.generation.scheduler import Plan, Scheduler
+from QEfficient.generation.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Engine:
 
     def __init__(self, session: Session, decoding: Decoding | None = None, scheduler: Scheduler | None = None) -> None:
         self.session = session
-        self.scheduler = scheduler or Scheduler(session.limits)
         self._decoding = decoding or OneToken()
+        lookahead = self._decoding.lookahead if isinstance(self._decoding, Drafting) else 0
+        self.scheduler = scheduler or Scheduler(session.limits, lookahead=lookahead)
 
     @property
     def idle(self) -> bool:
@@ -53,15 +55,26 @@ class Engine:
         self.finish(request, "cancelled")
 
     def step(self) -> list[Event]:
-        """Run one batch; return the new tokens. Without work nothing runs."""
-        plan = self._decoding.propose(self.scheduler.next_batch())
+        """Run one batch; return the new tokens. Without work nothing runs.
+
+        If the session or the decoding raises, the requests of the batch stay: they start anew with the next step, and
+        have lost no token. It is for the caller to cancel them or to try again.
+        """
+        plan = self.scheduler.next_batch()
         if not plan.steps:
             return []
         started = time.perf_counter()
-        logits = self.session.run(plan.batch)
-        accepted = self._decoding.accept(plan, logits)
-        _record_prefill(plan, started)
-        return self._emit(plan, accepted)
+        try:
+            for source, target in plan.copies:
+                self.session.copy_block(source, target)
+            proposed = self._decoding.propose(plan)
+            logits = self.session.run(proposed.batch)
+            accepted = self._decoding.accept(proposed, logits)
+        except BaseException:
+            self.scheduler.abandon(plan)
+            raise
+        _record_prefill(proposed, started)
+        return self._emit(proposed, accepted)
 
     def run(self) -> None:
         """Step until nothing is left to do."""

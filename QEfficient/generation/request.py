@@ -12,7 +12,7 @@ import numpy as np
 
 from QEfficient.specs import SamplingParams
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 
 @dataclass
@@ -33,6 +33,13 @@ class Timings:
             return None
         return self.first_token - self.submitted
 
+    @property
+    def queued(self) -> float | None:
+        """Seconds before its first tokens ran."""
+        if self.submitted is None or self.started is None:
+            return None
+        return self.started - self.submitted
+
 
 @dataclass(eq=False)
 class Request:
@@ -48,6 +55,14 @@ class Request:
     """Includes the token that ended it."""
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
+    deadline: float | None = None
+    """Seconds after submission; whatever is left then is not computed."""
+    salt: str = ""
+    """Requests share what was computed for a common beginning only if they have the same."""
+    like: Request | None = None
+    """Another with the same prompt, which is computed only once for both if the session can share it."""
+    cached_tokens: int = 0
+    """How many tokens of its prompt did not have to be computed."""
 
     def __post_init__(self) -> None:
         self.prompt = tuple(int(token) for token in self.prompt)
@@ -69,6 +84,13 @@ class Request:
     def random(self) -> np.random.Generator:
         """Its own source of randomness, so that its tokens do not depend on who shares its batch."""
         return np.random.default_rng(self.params.seed)
+
+    def fork(self, params: SamplingParams | None = None) -> Request:
+        """A new request for another sample of the same prompt. Give it another seed, if any."""
+        params = self.params if params is None else params
+        return Request(
+            self.prompt, params, self.eos_ids, self.priority, deadline=self.deadline, salt=self.salt, like=self
+        )
 
     def tokens_from(self, start: int, count: int) -> tuple[int, ...]:
         """Up to `count` tokens of prompt and generated ones, from position `start`."""
@@ -106,11 +128,18 @@ class RequestOutput:
     finish_reason: FinishReason
     timings: Timings
     text: str = ""
+    cached_tokens: int = 0
 
 
 def output_of(request: Request, text: str = "") -> RequestOutput:
     """The output of a finished request."""
     assert request.finish_reason is not None, f"request {request.id} has not finished"
     return RequestOutput(
-        request.id, request.prompt, tuple(request.generated), request.finish_reason, request.timings, text
+        request.id,
+        request.prompt,
+        tuple(request.generated),
+        request.finish_reason,
+        request.timings,
+        text,
+        request.cached_tokens,
     )

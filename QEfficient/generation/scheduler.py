@@ -1,68 +1,42 @@
-"""Which requests run, in which slots, and which of their tokens are next."""
+"""Which requests run, in which slots and blocks, and which of their tokens are next."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 
-from QEfficient.devices import Batch, Limits, Row
-from QEfficient.errors import PromptError
+from QEfficient.devices import Limits, Row
+from QEfficient.errors import OptionError, PromptError
+from QEfficient.generation.places import CacheCounts, Place, places_for
+from QEfficient.generation.plan import Plan, Policy, Step, policy_for, prefill_first
 from QEfficient.generation.request import Request
+from QEfficient.generation.waiting import Queue
 
-
-@dataclass(frozen=True)
-class Step:
-    """The next row of a request."""
-
-    request: Request
-    row: Row
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one step of the engine runs."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def batch(self) -> Batch:
-        return Batch(tuple(step.row for step in self.steps))
-
-    @property
-    def sampled(self) -> list[Request]:
-        """The requests whose logits come back, in row order."""
-        return [step.request for step in self.steps if step.row.logits]
-
-
-Policy = Callable[[Sequence[Step], Limits], Sequence[Step]]
-"""Chooses, from the next step of every running request, those that run now."""
-
-
-def prefill_first(ready: Sequence[Step], limits: Limits) -> Sequence[Step]:
-    """Rows of several tokens as long as there are any, or else rows of one."""
-    several = [step for step in ready if len(step.row.tokens) > 1]
-    return several[: limits.prefill_rows] or ready[: limits.decode_rows]
-
-
-@dataclass
-class _Place:
-    slot: int
-    computed: int = 0
-    """How many tokens of the request the slot holds."""
+__all__ = ["Plan", "Policy", "Scheduler", "Step", "prefill_first"]
 
 
 class Scheduler:
-    """A queue, and the slots that it feeds. First come, first served among equal priorities."""
+    """A queue, and the places that it feeds. First come, first served among equal priorities.
 
-    def __init__(self, limits: Limits, policy: Policy = prefill_first) -> None:
+    With paging a request takes blocks as it grows. When there are none left, the running request of the lowest priority
+    that came last goes back to the front of its queue, and is computed again later as far as its blocks are gone.
+    """
+
+    def __init__(
+        self, limits: Limits, policy: Policy | None = None, *, prefix_cache: bool = True, lookahead: int = 0
+    ) -> None:
+        """`policy`: by default what suits the limits. `lookahead`: how many tokens a decoding would like to add to a
+        row."""
         self._limits = limits
-        self._policy = policy
-        self._queue: list[tuple[int, int, Request]] = []
+        self._policy = policy or policy_for(limits)
+        self._places = places_for(limits, prefix_cache)
+        goes_back = limits.paging is None or limits.paging.shareable
+        self._lookahead = min(lookahead, limits.chunk - 1, limits.logits - 1) if goes_back else 0
+        self._queue = Queue()
         self._arrivals = count()
-        self._running: dict[Request, _Place] = {}  # in the order of their turns
-        self._free = list(range(limits.slots))
+        self._running: dict[Request, Place] = {}  # in the order of their turns
+        self.preemptions = 0
 
     @property
     def waiting(self) -> int:
@@ -75,6 +49,10 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         return not self._queue and not self._running
+
+    @property
+    def counts(self) -> CacheCounts:
+        return self._places.counts
 
     def check(self, request: Request) -> None:
         """Refuse a prompt that can never run."""
@@ -89,42 +67,146 @@ class Scheduler:
                 f"prompt has {length:,} tokens, but the program was compiled for ctx_len {ctx_len:,}{full}."
                 " Compile again with a larger ctx_len."
             )
+        other = request.like
+        if other is not None and (other.prompt, other.salt) != (request.prompt, request.salt):
+            raise OptionError(f"request {request.id} has another prompt than {other.id}, like which it should start.")
 
     def add(self, request: Request) -> None:
-        """Queue a request."""
+        """Queue a request. If it is like one that is here and whose prompt is not through, it waits for that."""
         self.check(request)
-        heapq.heappush(self._queue, (-request.priority, next(self._arrivals), request))
+        place = Place(request, next(self._arrivals))
+        other = self._awaited(request)
+        if other is None:
+            self._queue.push(place)
+        else:
+            self._queue.push_aside(place, other)
 
     def next_batch(self) -> Plan:
-        """What to run now; empty when there is nothing to do. Call `advance` once it has run."""
-        while self._queue and self._free:
-            request = heapq.heappop(self._queue)[-1]
-            self._running[request] = _Place(heapq.heappop(self._free))
-        ready = [self._next_step(request, place) for request, place in self._running.items()]
-        return Plan(tuple(self._policy(ready, self._limits)))
+        """What to run now; empty when there is nothing to do. Call `advance` once it has run, or `abandon`."""
+        while True:
+            sent_back = self.preemptions
+            self._admit()
+            ready = [self._next_step(place) for place in self._running.values()]
+            plan = self._with_room(self._policy(ready, self._limits))
+            if plan.steps or self.preemptions == sent_back:
+                return plan
 
     def advance(self, plan: Plan) -> None:
-        """Record that a plan has run and that its tokens were accepted; finished requests leave their slots."""
+        """Record that a plan has run and that its tokens were accepted; finished requests leave their places."""
         for request, row in ((step.request, step.row) for step in plan.steps):
+            place = self._running.get(request)
+            if place is None:  # it ended meanwhile
+                continue
+            # The last token is never computed yet: it was just chosen. Rejected drafts are computed again.
+            place.computed = min(place.computed + len(row.tokens), request.length - 1)
+            self._places.record(place)
             if request.finished:
                 self.release(request)
                 continue
-            place = self._running[request]
-            # The last token is never computed yet: it was just chosen. Rejected drafts are computed again.
-            place.computed = min(place.computed + len(row.tokens), request.length - 1)
+            if place.through:
+                self._queue.call(request)
             if row.logits:  # its turn is over; a prompt keeps its turn until it is through
                 self._running[request] = self._running.pop(request)
+
+    def abandon(self, plan: Plan) -> None:
+        """Record that a plan has failed: nobody knows what the session wrote, so its requests start anew."""
+        for step in plan.steps:
+            if step.request in self._running:
+                self._send_back(self._running[step.request])
 
     def release(self, request: Request) -> None:
         """Forget a request, wherever it is."""
         place = self._running.pop(request, None)
         if place is not None:
-            heapq.heappush(self._free, place.slot)
-            return
-        self._queue = [entry for entry in self._queue if entry[-1] is not request]
-        heapq.heapify(self._queue)
+            self._places.leave(place)
+        else:
+            self._queue.remove(request)
+        self._queue.call(request)
 
-    def _next_step(self, request: Request, place: _Place) -> Step:
+    def _awaited(self, request: Request) -> Request | None:
+        """The request whose prompt this one should wait for."""
+        other = request.like
+        if other is None or not self._places.shareable:
+            return None
+        place = self._running.get(other)
+        waits = other in self._queue if place is None else not place.through
+        return other if waits else None
+
+    def _admit(self) -> None:
+        """Let requests in, strictly in their order: small ones must not keep out a large one."""
+        if self._queue.first is None or self._places.full:
+            return
+        spare = self._places.spare(self._running.values())
+        while (place := self._queue.first) is not None and not self._places.full:
+            origin = self._origin(place)
+            spare -= self._places.needed(place, origin)
+            if spare < 0:
+                return
+            self._queue.pop()
+            self._places.enter(place, origin)
+            self._running[place.request] = place
+
+    def _origin(self, place: Place) -> Place | None:
+        """Whose computed prompt the request can take over."""
+        request = place.request
+        origin = self._running.get(request.like) if request.like and self._places.shareable else None
+        return origin if origin is not None and origin.through and not request.generated else None
+
+    def _next_step(self, place: Place) -> Step:
+        self._places.skip(place)
+        request = place.request
         tokens = request.tokens_from(place.computed, self._limits.chunk)
         through = place.computed + len(tokens) == request.length
-        return Step(request, Row(place.slot, tokens, place.computed, logits=int(through)))
+        return Step(request, Row(place.slot, tokens, place.computed, logits=int(through)), place.arrival)
+
+    def _with_room(self, chosen: Iterable[Step]) -> Plan:
+        """The plan for the chosen steps, of which some may lose their places to others."""
+        chosen = list(chosen)
+        for step in sorted(chosen, key=lambda s: (-s.request.priority, s.arrival)):
+            self._make_room(step)
+        steps = [step for step in chosen if step.request in self._running]
+        spare = self._spare_tokens(steps)
+        spare_rows = self._limits.prefill_rows - sum(len(step.row.tokens) > 1 for step in steps)
+        planned = []
+        for step in steps:
+            room = self._room(step, spare) if spare_rows else 0
+            spare, spare_rows = spare - room, spare_rows - bool(room)
+            blocks = tuple(self._running[step.request].blocks)
+            planned.append(replace(step, row=replace(step.row, blocks=blocks), room=room))
+        return Plan(tuple(planned), self._places.pop_copies())
+
+    def _make_room(self, step: Step) -> None:
+        """Take places away, from the last in rank on, until the row fits. Those who were given room before this one
+        stand before it, so they keep it."""
+        place = self._running.get(step.request)
+        if place is None:
+            return
+        end = step.row.start + len(step.row.tokens)
+        while place.slot >= 0 and self._places.grow(place, end) < end:
+            self._send_back(max(self._running.values(), key=lambda other: other.rank))
+            self.preemptions += 1
+
+    def _send_back(self, place: Place) -> None:
+        del self._running[place.request]
+        self._places.leave(place)
+        self._queue.push(place)
+        self._queue.call(place.request)
+
+    def _spare_tokens(self, steps: Iterable[Step]) -> int:
+        if not self._lookahead:
+            return 0
+        most = self._limits.tokens or self._limits.slots * self._limits.chunk
+        return most - sum(len(step.row.tokens) for step in steps)
+
+    def _room(self, step: Step, spare: int) -> int:
+        """How many more tokens a row can take; nobody else loses anything for them."""
+        request, row = step.request, step.row
+        if len(row.tokens) > 1 or not row.logits:
+            return 0
+        wanted = min(self._lookahead, spare, self._limits.ctx_len - request.length - 1)
+        if request.params.max_new_tokens is not None:
+            wanted = min(wanted, request.params.max_new_tokens - len(request.generated) - 1)
+        if wanted <= 0:
+            return 0
+        end = row.start + 1
+        return max(min(self._places.grow(self._running[request], end + wanted) - end, wanted), 0)

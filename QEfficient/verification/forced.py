@@ -12,8 +12,8 @@ import numpy as np
 
 from QEfficient.devices import Batch, Row, Session
 from QEfficient.generation.engine import Engine
+from QEfficient.generation.plan import Plan
 from QEfficient.generation.request import Request
-from QEfficient.generation.scheduler import Plan
 from QEfficient.specs import SamplingParams
 from QEfficient.verification.eager import Expected
 
