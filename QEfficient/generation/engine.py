@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from QEfficient.devices import Session
 from QEfficient.errors import OptionError
+from QEfficient.generation.deadlines import Deadlines
 from QEfficient.generation.decoding import Decoding, Drafting
 from QEfficient.generation.decoding.one_token import OneToken
 from QEfficient.generation.plan import Plan
 from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
 from QEfficient.generation.scheduler import Scheduler
+from QEfficient.generation.statistics import Statistics
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -27,29 +31,48 @@ class Event:
 class Engine:
     """Feeds one session with the batches of a scheduler."""
 
-    def __init__(self, session: Session, decoding: Decoding | None = None, scheduler: Scheduler | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        decoding: Decoding | None = None,
+        scheduler: Scheduler | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
         self.session = session
         self._decoding = decoding or OneToken()
         lookahead = self._decoding.lookahead if isinstance(self._decoding, Drafting) else 0
         self.scheduler = scheduler or Scheduler(session.limits, lookahead=lookahead)
+        self._clock = clock
+        self._deadlines = Deadlines()
+        self._totals = Statistics()
 
     @property
     def idle(self) -> bool:
         return self.scheduler.idle
+
+    @property
+    def statistics(self) -> Statistics:
+        """May be read from another thread."""
+        own = self.scheduler
+        return replace(
+            self._totals, preemptions=own.preemptions, cache=own.counts, waiting=own.waiting, running=own.running
+        )
 
     def submit(self, request: Request) -> None:
         """Queue a new request. Raises `PromptError` if it can never fit."""
         if request.timings.submitted is not None:
             raise OptionError(f"request {request.id} was submitted before. Make a new one.")
         self.scheduler.add(request)
-        request.timings.submitted = time.perf_counter()
+        request.timings.submitted = self._clock()
+        if request.deadline is not None:
+            self._deadlines.add(request, request.timings.submitted + request.deadline)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request from outside; nothing happens if it has ended already."""
         if not request.finished:
             request.finish_reason = reason
-            request.timings.finished = time.perf_counter()
             self.scheduler.release(request)
+            self._end(request, reason)
 
     def cancel(self, request: Request) -> None:
         self.finish(request, "cancelled")
@@ -60,21 +83,9 @@ class Engine:
         If the session or the decoding raises, the requests of the batch stay: they start anew with the next step, and
         have lost no token. It is for the caller to cancel them or to try again.
         """
+        late = self._stop_late()
         plan = self.scheduler.next_batch()
-        if not plan.steps:
-            return []
-        started = time.perf_counter()
-        try:
-            for source, target in plan.copies:
-                self.session.copy_block(source, target)
-            proposed = self._decoding.propose(plan)
-            logits = self.session.run(proposed.batch)
-            accepted = self._decoding.accept(proposed, logits)
-        except BaseException:
-            self.scheduler.abandon(plan)
-            raise
-        _record_prefill(proposed, started)
-        return self._emit(proposed, accepted)
+        return late + self._run(plan) if plan.steps else late
 
     def run(self) -> None:
         """Step until nothing is left to do."""
@@ -103,24 +114,52 @@ class Engine:
             pass
         return [output_of(request) for request in requests]
 
-    def _emit(self, plan: Plan, accepted: Sequence[Sequence[int]]) -> list[Event]:
-        now = time.perf_counter()
+    def _stop_late(self) -> list[Event]:
+        late = self._deadlines.pop(self._clock())
+        for request in late:
+            self.finish(request, "timeout")
+        return [Event(request, (), request.finish_reason) for request in late]
+
+    def _run(self, plan: Plan) -> list[Event]:
+        started = self._clock()
+        try:
+            for source, target in plan.copies:
+                self.session.copy_block(source, target)
+            proposed = self._decoding.propose(plan)
+            logits = self.session.run(proposed.batch)
+            accepted = self._decoding.accept(proposed, logits)
+        except BaseException:
+            self.scheduler.abandon(plan)
+            self._totals = replace(self._totals, failed_steps=self._totals.failed_steps + 1)
+            raise
+        return self._emit(proposed, accepted, started)
+
+    def _emit(self, plan: Plan, accepted: Sequence[Sequence[int]], started: float) -> list[Event]:
+        now = self._clock()
+        self._record_prefill(plan, started, (now - started) / len(plan.steps))
         events = []
         for request, tokens in zip(plan.sampled, accepted, strict=True):
+            if request.finished:  # from outside, while its tokens were chosen
+                continue
             kept = request.extend(tokens, self.session.limits.ctx_len)
             if request.timings.first_token is None:
                 request.timings.first_token = now
-            if request.finished:
-                request.timings.finished = now
+            if request.finish_reason is not None:
+                self._end(request, request.finish_reason)
             events.append(Event(request, kept, request.finish_reason))
         self.scheduler.advance(plan)
+        generated = sum(len(event.tokens) for event in events)
+        self._totals = self._totals.with_step(plan, self.session.limits, generated, now - started)
         return events
 
+    def _record_prefill(self, plan: Plan, started: float, share: float) -> None:
+        """Share the step's seconds among its rows; those whose prompt is running take note of theirs."""
+        for request in (step.request for step in plan.steps if not step.request.generated):
+            request.timings.prefill += share
+            if request.timings.started is None:
+                request.timings.started = started
+                self._totals = self._totals.with_start(request.timings.queued or 0.0)
 
-def _record_prefill(plan: Plan, started: float) -> None:
-    """Share the step's seconds among its rows; those whose prompt is running take note of theirs."""
-    share = (time.perf_counter() - started) / len(plan.steps)
-    for request in (step.request for step in plan.steps if not step.request.generated):
-        request.timings.prefill += share
-        if request.timings.started is None:
-            request.timings.started = started
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        request.timings.finished = self._clock()
+        self._totals = self._totals.with_end(reason)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from paged_world import Clock
 
 from QEfficient.devices import Batch
 from QEfficient.devices.null import NullSession, null_next_token
@@ -44,6 +45,11 @@ def spec(request: pytest.FixtureRequest) -> CompileSpec:
 @pytest.fixture
 def engine(spec: CompileSpec) -> Engine:
     return Engine(RecordingSession(spec))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

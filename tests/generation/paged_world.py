@@ -38,6 +38,16 @@ def alone(prompt: Sequence[int], count: int) -> list[int]:
     return history[len(prompt) :]
 
 
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class PlannedError(DeviceError):
     """A failure that a test asked for."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from paged_world import (
     CheckedSession,
+    Clock,
     Drafts,
     PlannedError,
     alone,
@@ -33,9 +34,9 @@ class World:
     drafts: int = 0
     fails: bool = False
 
-    def engine(self) -> Engine:
+    def engine(self, clock: Clock) -> Engine:
         scheduler = Scheduler(self.limits, prefix_cache=self.prefix_cache, lookahead=self.drafts)
-        return Engine(CheckedSession(self.limits), Drafts(self.drafts) if self.drafts else None, scheduler)
+        return Engine(CheckedSession(self.limits), Drafts(self.drafts) if self.drafts else None, scheduler, clock)
 
 
 WORLDS = {
@@ -62,10 +63,11 @@ WORLDS = {
 
 
 class Life:
-    """Random requests come, fork, are cancelled, and share an engine."""
+    """Random requests come, fork, are cancelled, run out of time, and share an engine. A step takes a second."""
 
     def __init__(self, world: World, seed: int) -> None:
-        self.engine = world.engine()
+        self.clock = Clock()
+        self.engine = world.engine(self.clock)
         self.session: Any = self.engine.session
         self.requests: list[Request] = []
         self.world, self.random = world, random.Random(seed)
@@ -80,6 +82,7 @@ class Life:
     def step(self) -> None:
         if self.world.fails and self.random.random() < 0.1:
             self.session.failures = [self.random.choice(("before", "after", "copy"))]
+        self.clock.now += 1
         with suppress(PlannedError):
             self.engine.step()
         self.session.failures.clear()
@@ -103,7 +106,9 @@ class Life:
         end = tuple(self.random.randrange(99) for _ in range(self.random.choice((0, 0, 1, 5))))
         prompt = (beginning + end or (7,))[: self.world.limits.ctx_len - 1]
         priority = self.random.choice((0, 0, 0, 1))
-        return Request(prompt, self._params(), priority=priority, salt=self.random.choice(("", "", "other")))
+        deadline = self.random.choice((None, None, None, None, 3.0, 100.0))
+        salt = self.random.choice(("", "", "other"))
+        return Request(prompt, self._params(), priority=priority, salt=salt, deadline=deadline)
 
     def _params(self) -> SamplingParams:
         return SamplingParams(max_new_tokens=self.random.choice((None, 1, 2, 6, 12)))
@@ -123,7 +128,7 @@ def test_tokens_are_those_of_each_alone(world: World, seed: int) -> None:
             break
         life.step()
     check_nothing_held(life.engine.scheduler)
-    assert {one.finish_reason for one in life.requests} == {"length", "cancelled"}
+    assert {one.finish_reason for one in life.requests} == {"length", "cancelled", "timeout"}
     for one in life.requests:
         assert one.generated == alone(one.prompt, len(one.generated))
         if one.finish_reason == "length":
@@ -140,7 +145,7 @@ def test_the_worlds_are_wild() -> None:
             life.step()
         life.engine.run()
         counts = life.engine.scheduler.counts
-        assert counts.evictions > 100 and counts.hit_tokens > 1000 and len(life.session.copies) > 20
+        assert counts.evictions > 100 and counts.hit_tokens > 1000 and len(life.session.copies) > 10
     assert scarce.engine.scheduler.preemptions > 10
     assert drafts.engine._decoding.right > 500  # type: ignore[attr-defined]
 
