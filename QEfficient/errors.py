@@ -11,6 +11,8 @@ QEfficientError
 ├── ArtifactError         an artifact is missing, damaged or of another version
 │   └── StorageError              the artifact store cannot be written (full, read-only)
 ├── DeviceError           a device is unknown, absent, or refused to compile or to run
+├── EngineError           an engine takes no requests any more
+│   └── QueueFullError            not now: too many wait already
 └── VerificationError     two stages that should agree do not
 
 A message says what was asked, what was found and what to do. Commands print it as one line and exit 1; every other
@@ -65,6 +67,14 @@ class StorageError(ArtifactError):
 
 class DeviceError(QEfficientError):
     """A device is unknown, absent, or refused to compile or to run."""
+
+
+class EngineError(QEfficientError):
+    """An engine takes no requests any more."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait already."""
 
 
 class VerificationError(QEfficientError):
