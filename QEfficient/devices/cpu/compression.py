@@ -19,7 +19,7 @@ from QEfficient.devices.cpu.weights import FILE, INLINE_LIMIT, WeightFile
 COMPRESSED_LINEAR = "CompressedLinear"
 BITS = {"int8": 8, "int4": 4}
 STORED = {"f32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "f16": ir.DataType.FLOAT16}
-SLICE = 1 << 24
+SLICE = 1 << 22
 """Weights that are in memory at once while a matrix is compressed."""
 
 

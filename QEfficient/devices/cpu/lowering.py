@@ -7,6 +7,7 @@ other node with state keeps its portable body: its tokens are laid out on a padd
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ GRID: Mapping[str, list[int | str]] = {
 none), the slot of each row, and the cell of each token."""
 UNPAGED_PARTS = {"Chunked": "attention within chunks of positions", "Capped": "a cap on its scores"}
 """Parts of the names of attention nodes that PagedAttention has no form for."""
+
+OTHER_HEADS = "heads of other numbers or sizes than most layers have"
+"""PagedAttention of OpenVINO 2026.4 shares its scratch memory between layers, sized for the first."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Lowering:
         self._layers: dict[str, PagedLayer] = {}
         self._slotted: dict[int, str] = {}
         self._kept: set[str] = set()
+        self._usual = self._usual_heads()
 
     def run(self) -> Lowered:
         self._add_inputs()
@@ -120,10 +125,24 @@ class Lowering:
 
     def _lower_attention(self, node: ir.Node) -> None:
         reasons = [reason for part, reason in UNPAGED_PARTS.items() if part in node.op_type]
+        if not reasons and self._heads(node) != self._usual:
+            reasons = [OTHER_HEADS]
         if reasons:
             self._lay_out_attention(node, reasons[0])
         else:
             self._page(node)
+
+    def _heads(self, node: ir.Node) -> tuple[object, ...]:
+        """Numbers and sizes of heads of an attention node: queries, keys, values."""
+        query, _, _, past_key, past_value = _given(node)[:5]
+        states = (self._states[str(past.name)].input.shape for past in (past_key, past_value))
+        return (query.shape[1] if query.shape is not None else None, *((s[1], s[3]) for s in states))
+
+    def _usual_heads(self) -> tuple[object, ...] | None:
+        nodes = (node for node in self._graph if is_attention(node))
+        pageable = [node for node in nodes if not any(part in node.op_type for part in UNPAGED_PARTS)]
+        counts = Counter(map(self._heads, pageable))
+        return counts.most_common(1)[0][0] if counts else None
 
     def _page(self, node: ir.Node) -> None:
         """`CachedAttention` over `[1, heads, tokens, size]` → `PagedAttention` over `[tokens, heads * size]`."""
