@@ -168,8 +168,10 @@ class SlotsAndBlocks(Places):
             place.request.cached_tokens = 0
 
     def skip(self, place: Place) -> None:
+        if not self._caches or len(place.blocks) * self._size != place.computed:
+            return
         before, length = place.computed, place.request.length
-        while self._caches and len(place.blocks) * self._size == place.computed <= length - self._size:
+        while len(place.blocks) * self._size == place.computed <= length - self._size:
             found = self._blocks.find(self._key(place, len(place.blocks)))
             if found is None:
                 break

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-from itertools import count
+from collections.abc import Sequence
+from itertools import count, repeat
 
 from QEfficient.devices import Limits, Row
 from QEfficient.errors import OptionError, PromptError
@@ -83,13 +82,15 @@ class Scheduler:
 
     def next_batch(self) -> Plan:
         """What to run now; empty when there is nothing to do. Call `advance` once it has run, or `abandon`."""
+        self._admit()
         while True:
             sent_back = self.preemptions
-            self._admit()
             ready = [self._next_step(place) for place in self._running.values()]
             plan = self._with_room(self._policy(ready, self._limits))
             if plan.steps or self.preemptions == sent_back:
                 return plan
+            if not self._running:  # not before, so that this comes to an end
+                self._admit()
 
     def advance(self, plan: Plan) -> None:
         """Record that a plan has run and that its tokens were accepted; finished requests leave their places."""
@@ -159,21 +160,18 @@ class Scheduler:
         through = place.computed + len(tokens) == request.length
         return Step(request, Row(place.slot, tokens, place.computed, logits=int(through)), place.arrival)
 
-    def _with_room(self, chosen: Iterable[Step]) -> Plan:
+    def _with_room(self, chosen: Sequence[Step]) -> Plan:
         """The plan for the chosen steps, of which some may lose their places to others."""
-        chosen = list(chosen)
         for step in sorted(chosen, key=lambda s: (-s.request.priority, s.arrival)):
             self._make_room(step)
         steps = [step for step in chosen if step.request in self._running]
-        spare = self._spare_tokens(steps)
-        spare_rows = self._limits.prefill_rows - sum(len(step.row.tokens) > 1 for step in steps)
-        planned = []
-        for step in steps:
-            room = self._room(step, spare) if spare_rows else 0
-            spare, spare_rows = spare - room, spare_rows - bool(room)
-            blocks = tuple(self._running[step.request].blocks)
-            planned.append(replace(step, row=replace(step.row, blocks=blocks), room=room))
+        rooms = self._rooms(steps) if self._lookahead else repeat(0)
+        planned = [self._placed(step, room) for step, room in zip(steps, rooms, strict=False)]
         return Plan(tuple(planned), self._places.pop_copies())
+
+    def _placed(self, step: Step, room: int) -> Step:
+        row, blocks = step.row, tuple(self._running[step.request].blocks)
+        return Step(step.request, Row(row.slot, row.tokens, row.start, row.logits, blocks), step.arrival, room)
 
     def _make_room(self, step: Step) -> None:
         """Take places away, from the last in rank on, until the row fits. Those who were given room before this one
@@ -192,18 +190,22 @@ class Scheduler:
         self._queue.push(place)
         self._queue.call(place.request)
 
-    def _spare_tokens(self, steps: Iterable[Step]) -> int:
-        if not self._lookahead:
-            return 0
-        most = self._limits.tokens or self._limits.slots * self._limits.chunk
-        return most - sum(len(step.row.tokens) for step in steps)
+    def _rooms(self, steps: Sequence[Step]) -> list[int]:
+        """How many more tokens each row can take. Those are of tokens, rows and blocks that nobody else needs now."""
+        tokens = self._limits.tokens or self._limits.slots * self._limits.chunk
+        tokens -= sum(len(step.row.tokens) for step in steps)
+        rows = self._limits.prefill_rows - sum(len(step.row.tokens) > 1 for step in steps)
+        rooms = []
+        for step in steps:
+            rooms.append(self._room(step, tokens) if rows else 0)
+            tokens, rows = tokens - rooms[-1], rows - bool(rooms[-1])
+        return rooms
 
-    def _room(self, step: Step, spare: int) -> int:
-        """How many more tokens a row can take; nobody else loses anything for them."""
+    def _room(self, step: Step, most: int) -> int:
         request, row = step.request, step.row
         if len(row.tokens) > 1 or not row.logits:
             return 0
-        wanted = min(self._lookahead, spare, self._limits.ctx_len - request.length - 1)
+        wanted = min(self._lookahead, most, self._limits.ctx_len - request.length - 1)
         if request.params.max_new_tokens is not None:
             wanted = min(wanted, request.params.max_new_tokens - len(request.generated) - 1)
         if wanted <= 0:

@@ -37,8 +37,7 @@ class Queue:
     def call(self, other: Request) -> None:
         """Let those in who waited for the other."""
         for place in self._aside.pop(other, ()):
-            if self._waits(place):
-                heapq.heappush(self._heap, (place.rank, place))
+            heapq.heappush(self._heap, (place.rank, place))
 
     @property
     def first(self) -> Place | None:

@@ -12,6 +12,7 @@ import numpy as np
 from QEfficient.devices import Batch, Limits, Paging
 from QEfficient.devices.null import PagedNullSession, null_next_token
 from QEfficient.errors import DeviceError
+from QEfficient.generation.kv_blocks import first_key, next_key
 from QEfficient.generation.places import SlotsAndBlocks
 from QEfficient.generation.plan import Plan
 from QEfficient.generation.request import Request
@@ -140,8 +141,10 @@ def check_blocks(scheduler: Scheduler, session: CheckedSession) -> None:
         tokens = place.request.tokens_from(0, place.computed)
         assert session.holds(place.blocks, tokens)
         assert len(place.blocks) <= -(-place.request.length // places._size)
+        key = first_key(place.request.salt)
         for index in range(place.published):
-            assert blocks._keys[place.blocks[index]] == places._key(place, index)
+            key = next_key(key, place.request.tokens_from(index * places._size, places._size))
+            assert blocks._keys[place.blocks[index]] == key
 
 
 def check_nothing_held(scheduler: Scheduler) -> None:

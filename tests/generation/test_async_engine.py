@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -14,7 +15,8 @@ from paged_world import CheckedSession, Clock, PlannedError, alone, check_nothin
 from QEfficient.devices import Batch
 from QEfficient.errors import EngineError, OptionError, PromptError, QueueFullError
 from QEfficient.generation.async_engine import AsyncEngine
-from QEfficient.generation.engine import Engine
+from QEfficient.generation.engine import Engine, Event
+from QEfficient.generation.handles import Handle, Mailbox
 from QEfficient.generation.request import Request
 
 T = TypeVar("T")
@@ -234,6 +236,7 @@ def test_finish_with_a_reason() -> None:
             assert last.finish_reason == "stop"
             with pytest.raises(StopAsyncIteration):
                 await anext(handle)
+            assert handle._items.empty()
 
     run(test)
 
@@ -288,6 +291,22 @@ def test_those_who_come_during_a_step_count() -> None:
     run(test)
 
 
+def test_those_who_wait_for_blocks_count() -> None:
+    async def test() -> None:
+        session = GatedSession(blocks=8)
+        async with engine_on(session, max_waiting=1) as engine:
+            handles = [engine.submit(request(20, n, new=8)) for n in (1, 50)]
+            await session.at_the_gate()
+            session.let()
+            await session.at_the_gate()  # there are slots, but one has to wait
+            with pytest.raises(QueueFullError):
+                engine.submit(request(3))
+            session.open()
+            await asyncio.gather(*(handle.result() for handle in handles))
+
+    run(test)
+
+
 def test_nobody_may_wait() -> None:
     async def test() -> None:
         async with engine_on(GatedSession(slots=1), max_waiting=0) as engine:
@@ -313,6 +332,8 @@ def test_a_step_that_fails_reaches_all_and_new_requests_run() -> None:
             failed = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(error) for error in failed] == [PlannedError] * 5
             assert len({id(error) for error in failed}) == 1
+            frames = [frame.name for frame in traceback.extract_tb(failed[0].__traceback__)]  # type: ignore[union-attr]
+            assert frames.count("__anext__") == 1 and "_turn" in frames
             assert (await late.result()).generated_ids == tuple(alone(newcomer.prompt, 3))
             assert engine.statistics.ended == {"error": 5, "length": 1}
 
@@ -364,7 +385,8 @@ def test_drain() -> None:
             tasks = [asyncio.create_task(collect(engine, request(3, n, new=3))) for n in range(5)]
             await session.at_the_gate()
             draining = asyncio.create_task(engine.drain())
-            await asyncio.sleep(0)
+            for _ in range(9):
+                await asyncio.sleep(0)
             with pytest.raises(EngineError, match="draining"):
                 engine.submit(request(3))
             assert not draining.done()
@@ -418,14 +440,16 @@ def test_close_cancels_what_is_left() -> None:
 
 def test_refusals() -> None:
     async def test() -> None:
-        async with engine_on(GatedSession()) as engine:
+        session = GatedSession()
+        async with engine_on(session) as engine:
             with pytest.raises(PromptError, match="ctx_len 32"):
                 engine.submit(request(32))
-            engine.submit(request(3, id="one"))
+            handle = engine.submit(request(3, id="one"))
             with pytest.raises(OptionError, match="the id one"):
                 engine.submit(request(3, id="one"))
             engine.cancel(request(3, id="one"))  # another with this id
-            assert "one" in engine._open
+            session.open()
+            assert (await handle.result()).finish_reason == "length"
 
     run(test)
     busy = Engine(CheckedSession(paged_limits(blocks=64)))
@@ -463,6 +487,7 @@ def test_a_loop_that_is_gone() -> None:
         session.open()
         assert len((await handle.result()).generated_ids) == 3
         await engine.close()
+        assert len(engine._mailboxes) == 1
 
     run(test)
     assert deserted.finish_reason == "cancelled" and len(deserted.generated) <= 1
@@ -489,17 +514,21 @@ def test_several_loops() -> None:
         assert found[number] == [alone(range(number, number + 3 + n), 5) for n in range(20)]
 
 
-def test_one_wakeup_for_all_events_of_a_step() -> None:
-    async def test() -> None:
-        session = GatedSession()
-        async with engine_on(session) as engine:
-            handles = [engine.submit(request(2, n, new=2)) for n in range(6)]
-            mailbox: Any = handles[0].mailbox
-            deliver, deliveries = mailbox._deliver, []
-            mailbox._deliver = lambda: deliveries.append(1) or deliver()
-            await session.at_the_gate()
-            session.open()
-            await asyncio.gather(*(handle.result() for handle in handles))
-            assert 1 <= len(deliveries) <= len(session.batches) <= 4
+def test_one_wakeup_for_all_that_came_meanwhile() -> None:
+    wakeups: list[Callable[[], None]] = []
 
-    run(test)
+    class Loop:
+        def call_soon_threadsafe(self, wakeup: Callable[[], None]) -> None:
+            wakeups.append(wakeup)
+
+    mailbox = Mailbox(Loop())  # type: ignore[arg-type]
+    handle = Handle(request(3), mailbox, lambda *_: None)
+    events = [Event(handle.request, (n,), None) for n in range(4)]
+    mailbox.post([(handle, events[0]), (handle, events[1])])
+    mailbox.post([(handle, events[2])])
+    assert len(wakeups) == 1
+    wakeups[0]()
+    mailbox.post([(handle, events[3])])
+    assert len(wakeups) == 2
+    wakeups[1]()
+    assert [handle._items.get_nowait() for _ in range(4)] == events

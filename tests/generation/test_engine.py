@@ -142,6 +142,16 @@ def test_cancelled_inside_a_stream(engine: Engine) -> None:
     assert len(requests[0].generated) == 1
 
 
+def test_cancelled_while_its_tokens_are_chosen(engine: Engine) -> None:
+    ended = request(prompt(3))
+    decoding: Any = engine._decoding
+    accept = decoding.accept
+    decoding.accept = lambda plan, logits: engine.cancel(ended) or accept(plan, logits)
+    engine.submit(ended)
+    assert engine.step() == [] and engine.idle
+    assert ended.finish_reason == "cancelled" and not ended.generated and ended.timings.first_token is None
+
+
 def test_two_streams_share_an_engine(engine: Engine, greedy: Greedy) -> None:
     other = request(prompt(4, 50), max_new_tokens=3)
     engine.submit(other)

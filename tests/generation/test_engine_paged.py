@@ -131,6 +131,7 @@ def test_tokens_are_those_of_each_alone(world: World, seed: int) -> None:
     assert {one.finish_reason for one in life.requests} == {"length", "cancelled", "timeout"}
     for one in life.requests:
         assert one.generated == alone(one.prompt, len(one.generated))
+        assert one.cached_tokens < len(one.prompt)
         if one.finish_reason == "length":
             room = world.limits.ctx_len - len(one.prompt)
             assert len(one.generated) == min(one.params.max_new_tokens or room, room)

@@ -11,6 +11,7 @@ from QEfficient.generation.places import Slots, places_for
 from QEfficient.generation.plan import Plan
 from QEfficient.generation.request import Request
 from QEfficient.generation.scheduler import Scheduler
+from QEfficient.specs import SamplingParams
 
 LIMITS = paged_limits(blocks=64)
 
@@ -67,6 +68,13 @@ def test_a_prompt_alone_gets_all_the_tokens() -> None:
     assert run.steps(3) == [{alone: 16}, {alone: 14}, {alone: 1}]
 
 
+def test_what_short_prompts_leave_goes_to_the_long_one() -> None:
+    run = Run(paged_limits(blocks=64, chunk=16))
+    long, short, shorter = request(20, 500), request(3, 10), request(2, 20)
+    run.add(long, short, shorter)
+    assert run.steps(1) == [{long: 11, short: 3, shorter: 2}]
+
+
 def test_a_long_prompt_and_a_stream_of_short_ones_do_not_stop_each_other() -> None:
     run = Run(paged_limits(blocks=64, slots=3, chunk=8, tokens=8, ctx_len=64))
     long = request(60, 500, new=1)
@@ -109,6 +117,13 @@ def test_decode_rows_take_turns_when_a_run_has_too_few() -> None:
     assert [sum(one in step for step in ran) for one in requests] == [4, 4, 4]
 
 
+def test_higher_priority_does_not_take_turns_with_lower() -> None:
+    run = Run(paged_limits(blocks=64, decode_rows=1))
+    low, high = request(2, 1, new=3), request(2, 50, new=3, priority=1)
+    run.add(low, high)
+    assert [list(step) for step in run.steps(5)] == [[high, low], [high], [high], [low], [low]]
+
+
 def test_a_prompt_of_one_token_does_not_exceed_the_decode_rows() -> None:
     run = Run(paged_limits(blocks=64, decode_rows=1, tokens=3))
     run.add(*(request(n, 10 * n) for n in (1, 9, 9)))
@@ -128,6 +143,8 @@ def test_blocks_are_taken_as_a_request_grows() -> None:
 def test_a_session_that_cannot_hold_one_context_is_refused() -> None:
     with pytest.raises(OptionError, match=r"ctx_len 32 needs 8 blocks of 4 tokens, but the session has 7\."):
         Scheduler(paged_limits(blocks=7))
+    with pytest.raises(OptionError, match=r"ctx_len 33 needs 9 blocks of 4 tokens, but the session has 8\."):
+        Scheduler(paged_limits(blocks=8, ctx_len=33))
     Scheduler(paged_limits(blocks=8))
 
 
@@ -139,6 +156,41 @@ def test_nobody_enters_who_would_soon_be_sent_away() -> None:
     run.add(request(1, 99, new=1))
     run.step()
     assert run.scheduler.waiting == 2  # there is a block for the last, but it has to wait for its turn
+
+
+def test_requests_enter_that_will_not_grow() -> None:
+    run = Run(paged_limits(blocks=8))
+    run.add(request(15, 1, new=1), request(15, 50, new=1))
+    run.step()
+    assert run.scheduler.running == 2
+    run.finish()
+
+
+def test_requests_enter_that_share_what_is_there() -> None:
+    run = Run(paged_limits(blocks=9))
+    run.add(request(20, 100, new=8))
+    run.steps(3)
+    run.add(request(20, 100, new=3))  # it lacks two blocks, and two are left beside the seven of the other
+    run.step()
+    assert run.scheduler.running == 2
+    run.finish()
+
+
+def test_an_empty_plan_means_that_nothing_is_to_do() -> None:
+    """Also if a policy wants only one for whom there are no blocks."""
+    wanted: list[Request] = []
+    run = Run(paged_limits(blocks=8), policy=lambda ready, _: [s for s in ready if s.request in wanted] or ready[:1])
+    early, late = request(4, 1, new=28), request(16, 50, new=9)
+    run.add(early, late)
+    wanted[:] = [late]
+    run.steps(1)
+    wanted[:] = [early]
+    while run.scheduler.counts.blocks.free or run.scheduler.counts.blocks.cached:
+        run.step()
+    wanted[:] = [late]
+    while not run.scheduler.preemptions:
+        assert run.step().steps
+    run.finish()
 
 
 def test_the_last_of_the_lowest_priority_is_sent_back_and_returns_first() -> None:
@@ -246,8 +298,21 @@ def test_samples_run_by_themselves_when_the_first_is_gone(event: str) -> None:
         run.scheduler.release(first)
     if event == "sent back":
         run.scheduler._send_back(run.scheduler._running[first])
+        assert list(run.steps(1)[0]) == [first, second]
     run.finish()
     assert len(second.generated) == second.params.max_new_tokens
+
+
+def test_a_sample_that_was_sent_back_has_its_own_tokens() -> None:
+    run = Run()
+    first = request(6, new=20)
+    second = first.fork()
+    run.add(first, second)
+    run.steps(3)
+    second.generated[:] = [7] * len(second.generated)  # as another seed would have given
+    run.scheduler._send_back(run.scheduler._running[second])
+    run.steps(3)  # what lies in its blocks is checked
+    run.finish()
 
 
 def test_a_sample_cancelled_while_it_waits() -> None:
@@ -269,6 +334,16 @@ def test_samples_without_shareable_blocks_do_not_wait() -> None:
     run.finish()
 
 
+def test_a_fork_is_like_the_other() -> None:
+    other = request(8, priority=2, deadline=3.0, salt="salt", eos_ids=(5,))
+    fork = other.fork()
+    assert (fork.prompt, fork.params, fork.priority, fork.deadline, fork.salt, fork.eos_ids, fork.like) == (
+        *(other.prompt, other.params, 2, 3.0, "salt", (5,)),
+        other,
+    )
+    assert fork.id != other.id and other.fork(SamplingParams(seed=1)).params.seed == 1
+
+
 def test_a_sample_must_have_the_same_prompt() -> None:
     with pytest.raises(OptionError, match="another prompt"):
         Run().add(request(8, like=request(9)))
@@ -285,18 +360,21 @@ def test_room_for_drafts() -> None:
     run.add(one)
     plans = [run.step() for _ in range(9)]
     assert [plan.steps[0].room for plan in plans] == [0, 3, 3, 3, 3, 3, 2, 1, 0]  # logits 4; the last tokens need less
+    short = Run(paged_limits(blocks=64, chunk=2), lookahead=9)
+    short.add(request(1))
+    assert [short.step().steps[0].room for _ in range(4)] == [1, 1, 1, 0]
     for step in (plan.steps[0] for plan in plans):
         assert len(step.row.blocks) * 4 >= step.row.start + len(step.row.tokens) + step.room
 
 
 def test_drafts_get_the_tokens_and_rows_that_are_left() -> None:
-    run = Run(paged_limits(blocks=64, tokens=8, prefill_rows=2), lookahead=3)
-    run.add(*(request(2, 10 * n, new=9) for n in range(3)))
-    run.step()
-    run.step()
-    assert [step.room for step in run.step().steps] == [3, 2, 0]
-    run.add(request(30, 100))
-    assert [step.room for step in run.step().steps] == [0, 0, 0, 0]
+    for tokens, rooms in ((8, [3, 2, 0]), (16, [3, 3, 0])):
+        run = Run(paged_limits(blocks=64, chunk=16, tokens=tokens, prefill_rows=2), lookahead=3)
+        run.add(*(request(2, 10 * n, new=9) for n in range(3)))
+        run.steps(2)
+        assert [step.room for step in run.step().steps] == rooms
+        run.add(request(30, 100))
+        assert [step.room for step in run.step().steps] == [0, 0, 0, 0]
 
 
 def test_nobody_loses_anything_for_drafts() -> None:
