@@ -174,31 +174,27 @@ def test_cancel_what_runs(way: str) -> None:
         session = GatedSession()
         async with engine_on(session) as engine:
             one, other = request(3, new=9), request(4, 50, new=3)
+            handle = None if way in ("task", "iterator") else engine.submit(one)
+            events = engine.stream(one) if handle is None else handle
+            first: Any = asyncio.ensure_future(anext(events))
+            await session.at_the_gate()
             stays = asyncio.create_task(collect(engine, other))
-            if way in ("task", "iterator"):
-                events = engine.stream(one)
-                first: Any = asyncio.create_task(anext(events))
-                await session.at_the_gate()
-                session.let()
-                await first
-                if way == "task":
-                    second: Any = asyncio.create_task(anext(events))
-                    await asyncio.sleep(0)
-                    second.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await second
-                else:
-                    await events.aclose()  # type: ignore[attr-defined]
+            session.let()
+            await first
+            if way == "task":
+                second: Any = asyncio.ensure_future(anext(events))
+                await asyncio.sleep(0)
+                second.cancel()
+                with suppress(asyncio.CancelledError):
+                    await second
+            elif handle is None:
+                await events.aclose()  # type: ignore[union-attr]
             else:
-                handle = engine.submit(one)
-                await session.at_the_gate()
-                session.let()
-                await anext(handle)
                 handle.cancel() if way == "handle" else engine.cancel(one if way == "request" else one.id)
-                session.open()
+            session.open()
+            if handle is not None:
                 *_, last = [event async for event in handle]
                 assert last.finish_reason == "cancelled"
-            session.open()
             assert await stays == alone(other.prompt, 3)
             await engine.drain()
             assert one.finish_reason == "cancelled" and len(one.generated) <= 2
@@ -295,10 +291,13 @@ def test_those_who_wait_for_blocks_count() -> None:
     async def test() -> None:
         session = GatedSession(blocks=8)
         async with engine_on(session, max_waiting=1) as engine:
-            handles = [engine.submit(request(20, n, new=8)) for n in (1, 50)]
+            handles = [engine.submit(request(20, 1, new=8))]
             await session.at_the_gate()
-            session.let()
-            await session.at_the_gate()  # there are slots, but one has to wait
+            handles.append(engine.submit(request(20, 50, new=8)))
+            for _ in range(2):
+                session.let()
+                await session.at_the_gate()
+            # there are slots, but the second has to wait
             with pytest.raises(QueueFullError):
                 engine.submit(request(3))
             session.open()
@@ -325,6 +324,8 @@ def test_a_step_that_fails_reaches_all_and_new_requests_run() -> None:
         async with engine_on(session) as engine:
             tasks = [asyncio.create_task(collect(engine, request(3, n))) for n in range(5)]
             await session.at_the_gate()
+            session.let()
+            await session.at_the_gate()  # now with all of them
             newcomer = request(9, new=3)
             session.failures = ["after"]
             late = engine.submit(newcomer)
