@@ -363,11 +363,13 @@ def test_a_request_that_ended_in_the_failed_step_keeps_its_reason() -> None:
 def test_an_engine_that_breaks_leaves_nobody_waiting() -> None:
     async def test() -> None:
         inner: Any = Engine(CheckedSession(paged_limits(blocks=64)))
-        inner.step = lambda: 1 / 0
+        breaks = threading.Event()
+        inner.step = lambda: breaks.wait(PATIENCE) and 1 / 0
         inner.finish = lambda *_: [][0]
         engine = AsyncEngine(inner)
         requests = [request(3, n) for n in range(3)]
         handles = [engine.submit(one) for one in requests]
+        breaks.set()
         failed = await asyncio.gather(*(handle.result() for handle in handles), return_exceptions=True)
         assert [type(error) for error in failed] == [IndexError] * 3
         with pytest.raises(EngineError, match="failed"):
