@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from QEfficient.errors import OptionError, PromptError, did_you_mean
@@ -168,38 +169,128 @@ class EncodeSpec:
         )
 
 
+LARGEST_LOGPROBS = 100
+LARGEST_N = 128
+LARGEST_NUMBER = 1e15
+"""Divided by the lowest temperature it is still a number of single precision."""
+
+LogitBias = Mapping[int, float] | tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen and when a request ends. The default is greedy."""
+    """How the next token is chosen and when a request ends. The default is greedy; docs/sampling.md has the order."""
 
     max_new_tokens: int | None = None
     """None: as many as the context holds."""
     temperature: float = 0.0
+    """0: the likeliest token, exactly; what narrows the choice has no effect then."""
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    """Of every token of the prompt and of the answer, as in transformers."""
     presence_penalty: float = 0.0
+    """Of every token of the answer, as is the next one."""
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     """Ends the request, besides the model's own end-of-sequence ids."""
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    min_new_tokens: int = 0
+    """Before so many no token that would end the request is chosen."""
+    max_length: int | None = None
+    """Most tokens of prompt and answer together; `max_new_tokens` goes before it."""
+    typical_p: float = 1.0
+    logit_bias: LogitBias = ()
+    """Token → what is added to its logit. Kept as sorted pairs; ids outside the vocabulary have no effect."""
+    logprobs: int | None = None
+    """Log-probabilities of the chosen tokens, and of so many of the likeliest."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens."""
+    n: int = 1
+    """How many answers; each has its own randomness."""
 
     def __post_init__(self) -> None:
+        self._freeze()
+        for name in ("max_new_tokens", "max_length", "seed", "logprobs", "prompt_logprobs"):
+            _check_whole(name, getattr(self, name), optional=True)
+        for name in ("top_k", "min_new_tokens", "n"):
+            _check_whole(name, getattr(self, name))
+        for name in _REAL:
+            _check_finite(name, getattr(self, name))
+        for token in (*self.stop_token_ids, *dict(self.logit_bias)):
+            _check_whole("a token id of stop_token_ids or logit_bias", token)
+        for token, bias in dict(self.logit_bias).items():
+            _check_finite(f"the logit_bias of token {token}", bias)
+        for text in self.stop:
+            if not isinstance(text, str):
+                raise OptionError(f"stop must be a text or several of them, but {text!r} is among them.")
+        self._check_ranges()
+
+    def _freeze(self) -> None:
+        """Lists become tuples, and a mapping sorted pairs: records are compared and hashed."""
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids"):
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        try:
+            pairs = tuple(sorted(dict(self.logit_bias or ()).items()))
+        except (TypeError, ValueError):
+            raise OptionError(f"logit_bias must give numbers by token id, not {self.logit_bias!r}.") from None
+        object.__setattr__(self, "logit_bias", pairs)
+
+    def _check_ranges(self) -> None:
         checks = (
             (self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens must be at least 1"),
+            (self.max_length is None or self.max_length >= 1, "max_length must be at least 1"),
+            (self.min_new_tokens >= 0, "min_new_tokens must not be negative"),
             (self.temperature >= 0, "temperature must not be negative"),
             (self.top_k >= 0, "top_k must not be negative (0 switches it off)"),
-            (0 < self.top_p <= 1, "top_p must lie in (0, 1]"),
+            (0 <= self.top_p <= 1, "top_p must lie in [0, 1]"),
             (0 <= self.min_p <= 1, "min_p must lie in [0, 1]"),
-            (self.repetition_penalty > 0, "repetition_penalty must be positive"),
+            (0 < self.typical_p <= 1, "typical_p must lie in (0, 1]"),
+            (0.01 <= self.repetition_penalty <= 100, "repetition_penalty must lie in [0.01, 100]"),
+            (1 <= self.n <= LARGEST_N, f"n must lie in [1, {LARGEST_N}]"),
+            (all(token >= 0 for token in self.stop_token_ids), "stop_token_ids must not be negative"),
+            (all(token >= 0 for token in dict(self.logit_bias)), "token ids of logit_bias must not be negative"),
         )
         for fine, sentence in checks:
             if not fine:
                 raise OptionError(f"{sentence}.")
+        for name in ("logprobs", "prompt_logprobs"):
+            if not 0 <= (getattr(self, name) or 0) <= LARGEST_LOGPROBS:
+                raise OptionError(f"{name} must lie in [0, {LARGEST_LOGPROBS}], not {getattr(self, name)}.")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise OptionError(
+                f"min_new_tokens {self.min_new_tokens:,} is larger than max_new_tokens {self.max_new_tokens:,}."
+            )
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+_REAL = (
+    "temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value if value is not None else ())
+    except TypeError:
+        raise OptionError(f"{name} must be a list, not {value!r}.") from None
+
+
+def _check_whole(name: str, value: Any, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{name} must be a whole number, not {value!r}.")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) <= LARGEST_NUMBER:
+        raise OptionError(f"{name} must be a finite number, not {value!r}.")
