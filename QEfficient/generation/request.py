@@ -10,9 +10,13 @@ from typing import Literal
 
 import numpy as np
 
+from QEfficient.generation.history import TokenCounts
+from QEfficient.generation.logprobs import TokenLogprob
+from QEfficient.generation.masks import TokenMask
 from QEfficient.specs import SamplingParams
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "error", "exhausted"]
+"""`exhausted`: the request's mask let nothing come next."""
 
 
 @dataclass
@@ -50,9 +54,17 @@ class Request:
     eos_ids: tuple[int, ...] = ()
     priority: int = 0
     """Higher goes first; among equals, first come."""
+    mask: TokenMask | None = None
+    """Which tokens may come next."""
+    sample: int = 0
+    """Which of the `n` answers to its prompt it is."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     generated: list[int] = field(default_factory=list)
     """Includes the token that ended it."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of each generated token, if the parameters ask for them."""
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    """Of each token of the prompt, likewise; nothing comes before the first, so its place is empty."""
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
     deadline: float | None = None
@@ -83,7 +95,34 @@ class Request:
     @cached_property
     def random(self) -> np.random.Generator:
         """Its own source of randomness, so that its tokens do not depend on who shares its batch."""
-        return np.random.default_rng(self.params.seed)
+        if self.params.seed is None:
+            return np.random.default_rng()
+        seed = self.params.seed % 2**64
+        return np.random.default_rng([seed, self.sample] if self.sample else seed)
+
+    @cached_property
+    def counts(self) -> TokenCounts:
+        """Which tokens it has, and how often."""
+        return TokenCounts(self.prompt, self.generated)
+
+    @cached_property
+    def bias(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens, and what is added to their logits."""
+        pairs = dict(self.params.logit_bias)
+        return np.array(list(pairs), np.int64), np.array(list(pairs.values()), np.float64)
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether log-probabilities of its prompt are still to be taken. Such a request computes its whole prompt."""
+        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
+
+    def logits_wanted(self, start: int, count: int) -> int:
+        """After how many of `count` tokens from position `start`, counted from the last, it wants logits."""
+        through = int(start + count == self.length)
+        if not self.wants_prompt_logits:
+            return through
+        first = max(start, len(self.prompt_logprobs) - 1)  # the logits there are about the next token
+        return max(start + count - first, through) if first + 1 < len(self.prompt) else through
 
     def fork(self, params: SamplingParams | None = None) -> Request:
         """A new request for another sample of the same prompt. Give it another seed, if any."""
@@ -113,6 +152,8 @@ class Request:
         if token in self.end_ids:
             return "stop"
         most = self.params.max_new_tokens
+        if most is None and self.params.max_length is not None:
+            most = self.params.max_length - len(self.prompt)
         if self.length >= ctx_len or (most is not None and len(self.generated) >= most):
             return "length"
         return None
@@ -128,7 +169,13 @@ class RequestOutput:
     finish_reason: FinishReason
     timings: Timings
     text: str = ""
+<<<<<<< HEAD
     cached_tokens: int = 0
+=======
+    sample: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+>>>>>>> 84d31b3 (Sampling works on whole batches, and agrees with transformers)
 
 
 def output_of(request: Request, text: str = "") -> RequestOutput:
@@ -141,5 +188,11 @@ def output_of(request: Request, text: str = "") -> RequestOutput:
         request.finish_reason,
         request.timings,
         text,
+<<<<<<< HEAD
         request.cached_tokens,
+=======
+        request.sample,
+        tuple(request.logprobs[: len(request.generated)]),
+        tuple(request.prompt_logprobs),
+>>>>>>> 84d31b3 (Sampling works on whole batches, and agrees with transformers)
     )

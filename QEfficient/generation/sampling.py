@@ -1,114 +1,121 @@
-"""The next token of each row: a chain of small functions over logits, then a draw.
+"""The next token of each row: adjustments, filters, and one random number.
 
-Each link takes logits `[rows, vocabulary]` and the requests of those rows, and returns logits. A greedy request without
-penalties never enters the chain: its token is the plain argmax.
+A greedy request without adjustments never enters the chain: its token is the plain argmax. The others are worked on as
+arrays `[rows, vocabulary]`; what happens to a row follows from that row, its request and the request's own randomness.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from QEfficient.errors import DeviceError
+from QEfficient.generation.adjustments import ADJUSTMENTS, Adjustment
 from QEfficient.generation.request import Request
-from QEfficient.specs import SamplingParams
+from QEfficient.generation.shortlist import Settings, Shortlist, shortlist
 
 STRIDE = 512
-
-Link = Callable[[np.ndarray, Sequence[Request]], np.ndarray]
-
-
-def penalties(logits: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
-    """Repetition (prompt and generated tokens), presence and frequency (generated tokens)."""
-    for row, request in zip(logits, requests, strict=True):
-        params = request.params
-        if params.repetition_penalty != 1.0:
-            seen = np.unique(np.array(request.prompt + tuple(request.generated)))
-            scores = row[seen]
-            row[seen] = np.where(scores < 0, scores * params.repetition_penalty, scores / params.repetition_penalty)
-        if request.generated and (params.presence_penalty or params.frequency_penalty):
-            tokens, counts = np.unique(np.array(request.generated), return_counts=True)
-            row[tokens] -= params.presence_penalty + params.frequency_penalty * counts
-    return logits
+CACHED = 2**19
+"""So many scores are worked on at once: what is made of more does not stay in a processor's cache."""
+IMPOSSIBLE = -1
 
 
-def temperature(logits: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
-    """Divide by the temperature. Greedy rows stay: their order is what counts."""
-    divisors = np.array([[request.params.temperature or 1.0] for request in requests], np.float32)
-    return np.asarray(logits / divisors)
-
-
-def top_k(logits: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
-    """Only the k best (and what ties with the last of them)."""
-    for row, request in zip(logits, requests, strict=True):
-        k = request.params.top_k
-        if 0 < k < row.size:
-            row[row < np.partition(row, -k)[-k]] = -np.inf
-    return logits
-
-
-def top_p(logits: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
-    """Only the fewest best whose probabilities reach p (and what ties with the last of them)."""
-    for row, request in zip(logits, requests, strict=True):
-        if request.params.top_p < 1.0:
-            alive = np.sort(row[np.isfinite(row)])
-            mass = np.cumsum(_weights(alive))
-            cut = np.searchsorted(mass, (1.0 - request.params.top_p) * mass[-1], side="right")
-            row[row < alive[min(cut, alive.size - 1)]] = -np.inf
-    return logits
-
-
-def min_p(logits: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
-    """Only those at least `min_p` times as likely as the best."""
-    for row, request in zip(logits, requests, strict=True):
-        if request.params.min_p > 0.0:
-            row[row < row.max() + np.log(request.params.min_p)] = -np.inf
-    return logits
-
-
-CHAIN: tuple[Link, ...] = (penalties, temperature, top_k, top_p, min_p)
-
-
-def sample(logits: np.ndarray, requests: Sequence[Request], chain: Sequence[Link] = CHAIN) -> list[int]:
-    """One token per row of `logits` [rows, vocabulary]."""
+def sample(
+    logits: np.ndarray, requests: Sequence[Request], adjustments: Sequence[Adjustment] = ADJUSTMENTS
+) -> list[int | None]:
+    """One token per row of `logits` [rows, vocabulary]; None where a request's mask lets nothing come next."""
     tokens = np.argmax(logits, axis=-1)
     if not np.isfinite(np.take_along_axis(logits, tokens[:, None], axis=-1)).all():  # argmax finds a NaN first
         raise DeviceError("the device returned logits that are no finite numbers.")
-    rows = [index for index, request in enumerate(requests) if not _plain(request.params)]
+    adjusted = [row for row, request in enumerate(requests) if any(link.concerns(request) for link in adjustments)]
+    drawn = {row for row, request in enumerate(requests) if not request.params.greedy}
+    _draw_into(tokens, sorted(drawn - set(adjusted)), logits, requests)
+    if not adjusted:
+        return [int(token) for token in tokens]
+    scores = logits[adjusted].astype(np.float32, copy=False)  # indexing copies: the adjustments may write
+    some = [requests[row] for row in adjusted]
+    _adjust(scores, some, adjustments)
+    chosen = np.argmax(scores, axis=-1)
+    possible = np.isfinite(np.take_along_axis(scores, chosen[:, None], axis=-1))[:, 0]
+    _draw_into(chosen, [n for n, row in enumerate(adjusted) if row in drawn and possible[n]], scores, some)
+    tokens[adjusted] = np.where(possible, chosen, IMPOSSIBLE)
+    return [int(token) if token != IMPOSSIBLE else None for token in tokens]
+
+
+def _adjust(scores: np.ndarray, requests: Sequence[Request], adjustments: Sequence[Adjustment]) -> None:
+    for link in adjustments:
+        rows = [row for row, request in enumerate(requests) if link.concerns(request)]
+        if rows:
+            link.apply(scores, rows, [requests[row] for row in rows])
+
+
+def _draw_into(tokens: np.ndarray, rows: Sequence[int], scores: np.ndarray, requests: Sequence[Request]) -> None:
     if rows:
-        chosen = [requests[index] for index in rows]
-        shaped = logits[rows].astype(np.float32)  # indexing copies: the chain may write
-        for link in chain:
-            shaped = link(shaped, chosen)
-        tokens[rows] = [_draw(row, request) for row, request in zip(shaped, chosen, strict=True)]
-    return [int(token) for token in tokens]
+        those = scores if len(rows) == len(scores) else scores[rows]
+        tokens[rows] = draw(those, [requests[row] for row in rows])
 
 
-def _plain(params: SamplingParams) -> bool:
-    penalised = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    return params.greedy and not penalised
+def draw(scores: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
+    """A token for each row, by its filters; each takes one number from its request's generator."""
+    settings = Settings.of([request.params for request in requests])
+    shares = np.array([request.random.random() for request in requests])
+    narrowing = settings.narrowing(scores.shape[-1])
+    tokens = np.empty(len(requests), np.int64)
+    together = max(CACHED // scores.shape[-1], 1)
+    for rows, method in ((np.flatnonzero(narrowing), _draw_narrowed), (np.flatnonzero(~narrowing), _draw_from_all)):
+        for start in range(0, rows.size, together):
+            some = rows[start : start + together]
+            tokens[some] = method(_lines(scores, some), settings[some], shares[some])
+    return tokens
 
 
-def _weights(logits: np.ndarray) -> np.ndarray:
-    """Probabilities but for their common factor, exact enough to be summed."""
-    return np.asarray(np.exp(logits - logits.max()), np.float64)
+def _lines(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows; nothing is copied if they follow one another."""
+    first, last = int(rows[0]), int(rows[-1])
+    return scores[first : last + 1] if last - first + 1 == rows.size else scores[rows]
 
 
-def _draw(logits: np.ndarray, request: Request) -> int:
-    """One number from the request's own generator per token, whatever the other rows do."""
-    if request.params.greedy:
-        return int(np.argmax(logits))
-    alive = np.flatnonzero(np.isfinite(logits))
-    return int(alive[_passing(_weights(logits[alive]), request.random.random())])
+def _draw_narrowed(scores: np.ndarray, settings: Settings, shares: np.ndarray) -> np.ndarray:
+    found = shortlist(scores, settings)
+    tokens = _draw_listed(found, shares)
+    again = found.short
+    if again.any():
+        tokens[again] = _draw_listed(shortlist(scores[again], settings[again], whole=True), shares[again])
+    return tokens
 
 
-def _passing(weights: np.ndarray, share: float) -> int:
-    """Where the running sum passes a share of the total. In two strides: over a whole vocabulary it takes long."""
-    starts = np.arange(0, weights.size, STRIDE)
-    sums = np.cumsum(np.add.reduceat(weights, starts))
-    rest = share * sums[-1]
-    block = int(np.searchsorted(sums[:-1], rest, side="right"))
-    within = weights[block * STRIDE : (block + 1) * STRIDE]
-    rest -= sums[block - 1] if block else 0.0
-    return block * STRIDE + int(np.searchsorted(np.cumsum(within)[:-1], rest, side="right"))
+def _draw_listed(found: Shortlist, shares: np.ndarray) -> np.ndarray:
+    place, _ = _passing(np.exp(found.scores), shares)
+    drawn: np.ndarray = found.tokens[np.arange(len(place)), place]
+    return drawn
+
+
+def _draw_from_all(scores: np.ndarray, settings: Settings, shares: np.ndarray) -> np.ndarray:
+    """In two strides, over blocks and in a block: running sums over a whole vocabulary take long."""
+    blocks, sums = _blocks(scores, settings.temperature)
+    block, left = _passing(sums, shares)
+    place, _ = _passing(blocks[np.arange(len(blocks)), block], left)
+    return np.asarray(block * STRIDE + place)
+
+
+def _blocks(scores: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of every token `[rows, blocks, STRIDE]`, and of every block."""
+    rows, width = scores.shape
+    weights = np.zeros((rows, -(-width // STRIDE) * STRIDE), np.float32)
+    relative = weights[:, :width]
+    np.subtract(scores, scores.max(axis=-1, keepdims=True), out=relative)
+    relative /= temperature[:, None].astype(np.float32)
+    np.exp(relative, out=relative)
+    blocks = weights.reshape(rows, -1, STRIDE)
+    return blocks, blocks.sum(axis=-1)
+
+
+def _passing(weights: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the running sum of each row passes a share (below 1) of its total, and the share of that weight passed."""
+    sums = np.cumsum(weights, axis=-1, dtype=np.float64)
+    target = shares * sums[:, -1]
+    place = (sums <= target[:, None]).sum(axis=-1)
+    rows = np.arange(len(place))
+    before = np.where(place > 0, sums[rows, place - 1], 0.0)
+    return place, np.minimum((target - before) / (sums[rows, place] - before), np.nextafter(1.0, 0.0))

@@ -1,0 +1,46 @@
+"""Takes log-probabilities from the logits that come back, and writes them down on the requests that asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from QEfficient.devices import Limits, Row
+from QEfficient.errors import OptionError
+from QEfficient.generation.logprobs import token_logprobs
+from QEfficient.generation.request import Request
+
+
+def check_logprobs(request: Request, limits: Limits) -> None:
+    """Refuse log-probabilities of a prompt where a run gives back the logits of its last token only."""
+    if request.params.prompt_logprobs is not None and limits.logits < min(2, limits.chunk):
+        raise OptionError(
+            "prompt_logprobs needs the logits of every token of the prompt, but this program gives those of the last"
+            " one only. Leave it out, or use a device whose sessions give more."
+        )
+
+
+def record_tokens(logits: np.ndarray, tokens: Sequence[int | None], requests: Sequence[Request]) -> None:
+    """Write down the new token of each row, where a request asks for it."""
+    rows = [n for n, r in enumerate(requests) if r.params.logprobs is not None and tokens[n] is not None]
+    if not rows:
+        return
+    tops = [requests[row].params.logprobs or 0 for row in rows]
+    found = token_logprobs(logits[rows], [tokens[row] or 0 for row in rows], max(tops))
+    for row, top, record in zip(rows, tops, found, strict=True):
+        requests[row].logprobs.append(record.with_top(top))
+
+
+def record_prompt(logits: np.ndarray, row: Row, request: Request) -> None:
+    """Write down the prompt's tokens that follow those of a row, from the logits of that row's last tokens."""
+    if not request.wants_prompt_logits:
+        return
+    if not request.prompt_logprobs:
+        request.prompt_logprobs.append(None)
+    first = row.start + len(row.tokens) - row.logits  # the position of the token that gave the first of them
+    skipped = len(request.prompt_logprobs) - 1 - first
+    tokens = request.prompt[first + skipped + 1 : first + row.logits + 1]
+    if skipped >= 0 and tokens:
+        wanted = logits[skipped : skipped + len(tokens)]
+        request.prompt_logprobs += token_logprobs(wanted, tokens, request.params.prompt_logprobs or 0)
