@@ -6,7 +6,7 @@ Geometry: with continuous batching `batch_size` is 1 here, whatever decodes toge
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,14 @@ class CloudAI100ExecInfo:
 
     batch_size: int
     generated_texts: list[str] | list[list[str]]
-    """With continuous batching one text per prompt, else one list per batch."""
+    """With continuous batching one text per prompt, else one list per batch. With several answers to each prompt (`n`)
+    always one list per prompt."""
     generated_ids: Any
-    """Padded `[prompts, longest]`; without continuous batching a list of such arrays, one per batch."""
+    """Padded `[prompts, longest]`; without continuous batching a list of such arrays, one per batch. With several
+    answers a list of arrays `[n, longest]`, one per prompt."""
     perf_metrics: PerfMetrics
+    outputs: list[list[RequestOutput]] = field(default_factory=list)
+    """All that is known of the answers, one list per prompt: tokens, why each ended, log-probabilities, timings."""
 
     def __repr__(self) -> str:
         metrics = self.perf_metrics
@@ -55,7 +59,7 @@ def perf_metrics(outputs: Sequence[RequestOutput], batch_size: int = 1) -> PerfM
         return PerfMetrics(0.0, 0.0, 0.0, 0.0)
     total = _latest(ran) - _earliest(ran)
     prefill = sum(output.timings.prefill for output in ran)
-    tokens = sum(len(output.generated_ids) - 1 for output in ran) / batch_size
+    tokens = sum(max(len(output.generated_ids) - 1, 0) for output in ran) / batch_size
     return PerfMetrics(
         prefill_time=prefill * batch_size / len(ran),
         decode_perf=_rate(tokens, total - prefill),
@@ -65,19 +69,19 @@ def perf_metrics(outputs: Sequence[RequestOutput], batch_size: int = 1) -> PerfM
 
 
 def exec_info(
-    outputs: Sequence[RequestOutput], batch_size: int, continuous_batching: bool, pad_token_id: int = 0
+    outputs: Sequence[RequestOutput], batch_size: int, continuous_batching: bool, pad_token_id: int = 0, n: int = 1
 ) -> CloudAI100ExecInfo:
-    """The record that `generate` of the auto-classes returns."""
+    """The record that `generate` of the auto-classes returns. `n`: how many outputs each prompt has, side by side."""
     texts = [output.text for output in outputs]
-    if continuous_batching:
-        return CloudAI100ExecInfo(1, texts, padded_ids(outputs, pad_token_id), perf_metrics(outputs))
-    batches = range(0, len(outputs), batch_size)
-    return CloudAI100ExecInfo(
-        batch_size,
-        [texts[first : first + batch_size] for first in batches],
-        [padded_ids(outputs[first : first + batch_size], pad_token_id) for first in batches],
-        perf_metrics(outputs, batch_size),
-    )
+    by_prompt = [list(outputs[first : first + n]) for first in range(0, len(outputs), n)]
+    rows = 1 if continuous_batching else batch_size
+    metrics = perf_metrics(outputs, rows)
+    if continuous_batching and n == 1:
+        return CloudAI100ExecInfo(rows, texts, padded_ids(outputs, pad_token_id), metrics, by_prompt)
+    together = n if n > 1 else batch_size
+    parts = [slice(first, first + together) for first in range(0, len(outputs), together)]
+    ids = [padded_ids(outputs[part], pad_token_id) for part in parts]
+    return CloudAI100ExecInfo(rows, [texts[part] for part in parts], ids, metrics, by_prompt)
 
 
 def padded_ids(outputs: Sequence[RequestOutput], pad_token_id: int = 0) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from QEfficient.errors import OptionError, PromptError
 from QEfficient.generation.engine import Engine
+from QEfficient.generation.masks import TokenMask
+from QEfficient.generation.recording import check_logprobs
 from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
 from QEfficient.specs import SamplingParams
 
@@ -187,8 +189,24 @@ class TextGenerator:
         return self.encode(tokenizer.apply_chat_template(messages, tokenize=False, **given), add_special_tokens=False)
 
     def request(self, ids: Sequence[int], params: SamplingParams = GREEDY, priority: int = 0) -> Request:
-        """A request that ends at the model's end-of-sequence tokens."""
+        """A request that ends at the model's end-of-sequence tokens: the first answer, where several are wanted."""
         return Request(tuple(ids), params, self._eos_ids, priority)
+
+    def requests(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams = GREEDY,
+        priority: int = 0,
+        mask: Callable[[], TokenMask] | None = None,
+    ) -> list[Request]:
+        """A request for each of the `n` answers that `params` wants; `mask` makes one for each of them."""
+        prompt = tuple(ids)
+        answers = [
+            Request(prompt, params, self._eos_ids, priority, mask() if mask is not None else None, sample)
+            for sample in range(params.n)
+        ]
+        check_logprobs(answers[0], self._engine.session.limits)
+        return answers
 
     def writer(self, request: Request) -> TextWriter:
         """For those who step the engine themselves."""
@@ -206,7 +224,7 @@ class TextGenerator:
     def generate_texts(
         self, prompts: Sequence[str], params: SamplingParams = GREEDY, streamer: Streamer | None = None
     ) -> list[RequestOutput]:
-        """Run prompts to their ends; outputs in the order of the prompts."""
+        """Run prompts to their ends; outputs in the order of the prompts, the `n` answers to one side by side."""
         return self.generate_ids([self.encode(prompt) for prompt in prompts], params, streamer)
 
     def generate_ids(
@@ -215,7 +233,9 @@ class TextGenerator:
         """As `generate_texts`, from tokens. A streamer follows one prompt."""
         if streamer is not None and len(prompts) != 1:
             raise OptionError(f"a streamer follows one prompt, but {len(prompts)} were given. Leave it out.")
-        writers = {request: self.writer(request) for request in (self.request(ids, params) for ids in prompts)}
+        if streamer is not None and params.n != 1:
+            raise OptionError(f"a streamer follows one answer, but n is {params.n}. Leave it out.")
+        writers = {request: self.writer(request) for ids in prompts for request in self.requests(ids, params)}
         if streamer is not None:
             streamer.put(np.array(prompts, np.int64))
         for event in self._stream(writers):

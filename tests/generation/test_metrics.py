@@ -51,6 +51,19 @@ def test_exec_info_static(prompts: int) -> None:
     assert [batch.tolist() for batch in info.generated_ids] == ids[:batches]
 
 
+@pytest.mark.parametrize("continuous", [True, False])
+def test_several_answers_lie_together(continuous: bool) -> None:
+    outputs = [output(3), output(1), output(2), output(2)]
+    info = exec_info(outputs, 3, continuous, n=2)
+    assert info.generated_texts == [["text 3", "text 1"], ["text 2", "text 2"]]
+    assert [ids.tolist() for ids in info.generated_ids] == [[[1, 2, 3], [1, 0, 0]], [[1, 2], [1, 2]]]
+    assert info.outputs == [outputs[:2], outputs[2:]] and info.batch_size == (1 if continuous else 3)
+
+
+def test_an_answer_without_tokens() -> None:
+    assert perf_metrics([output(0), output(5)]).total_perf == perf_metrics([output(1), output(5)]).total_perf
+
+
 def test_exec_info_continuous() -> None:
     info = exec_info([output(3), output(1)], 2, continuous_batching=True)
     assert (info.batch_size, info.generated_texts) == (1, ["text 3", "text 1"])

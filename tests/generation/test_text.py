@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from QEfficient.devices import Batch
 from QEfficient.devices.null import NullSession
 from QEfficient.errors import OptionError, PromptError
 from QEfficient.generation.engine import Engine
+from QEfficient.generation.masks import OneOf
 from QEfficient.generation.text import Detokenizer, StopStrings, TextGenerator, TextWriter
 from QEfficient.specs import CompileSpec, SamplingParams
 
@@ -160,6 +162,36 @@ def test_stop_string_ends_the_request(length: int | None) -> None:
 def test_stop_string_goes_before_length() -> None:
     (output,) = generator("hello world").generate_texts(["x"], SamplingParams(stop=("wo",), max_new_tokens=8))
     assert (output.text, output.finish_reason) == ("hello ", "stop")
+
+
+def test_several_answers() -> None:
+    session = NullSession(CompileSpec(full_batch_size=2, prefill_seq_len=8, ctx_len=64), EOS + 1)
+    generating = TextGenerator(Engine(session), ByteTokenizer())
+    params = SamplingParams(n=3, temperature=8.0, seed=1, max_new_tokens=6)
+    outputs = generating.generate_texts(["one", "two"], params)
+    assert [(output.prompt_ids, output.sample) for output in outputs] == [
+        (tuple(text), sample) for text in (b"one", b"two") for sample in range(3)
+    ]
+    assert len({output.generated_ids for output in outputs}) == 6
+    (alone,) = generating.generate_texts(["one"], replace(params, n=1))
+    assert alone.generated_ids == outputs[0].generated_ids
+    with pytest.raises(OptionError, match="n is 3"):
+        generating.generate_texts(["one"], params, RecordingStreamer())
+
+
+def test_logprobs_of_a_prompt_that_no_run_gives() -> None:
+    with pytest.raises(OptionError, match="prompt_logprobs needs the logits of every token of the prompt"):
+        generator("hello").generate_texts(["one"], SamplingParams(prompt_logprobs=1))
+
+
+def test_a_mask_for_each_answer() -> None:
+    generating = generator("hello")
+    requests = generating.requests([1, 2], SamplingParams(n=2, logprobs=0), mask=lambda: OneOf([b"ab"], [EOS]))
+    assert requests[0].mask is not requests[1].mask
+    texts = dict.fromkeys(requests, "")
+    for event in generating.stream(requests):
+        texts[event.request] += event.text
+    assert list(texts.values()) == ["ab", "ab"]
 
 
 def test_stream_text_and_leaving_early() -> None:
