@@ -134,6 +134,8 @@ class ModelFacts:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """What the model's generation config says about how tokens are chosen, in transformers' words: what is set only."""
     source: str = ""
     """What the user asked for: a name, a folder, or `object`."""
 

@@ -118,9 +118,9 @@ def test_errors_are_what_scripts_catch() -> None:
         assert issubclass(error, base) and issubclass(error, errors.QEfficientError)
 
 
-def readme_example() -> str:
-    blocks = re.findall(r"^```python\n(.*?)^```", (TOP / "README.md").read_text(encoding="utf-8"), re.S | re.M)
-    assert blocks, "README.md shows no Python"
+def example_of(document: str) -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```", (TOP / document).read_text(encoding="utf-8"), re.S | re.M)
+    assert blocks, f"{document} shows no Python"
     return "\n".join(blocks)
 
 
@@ -129,14 +129,17 @@ def readme_example() -> str:
 def test_examples_run_as_they_stand(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's and the quick start's: the second finds what the first exported."""
+    """The README's, the quick start's and those of docs/sampling.md: the first exports what the others find."""
     monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.mktemp("examples")))
     monkeypatch.delenv("QEFF_DEVICE", raising=False)
-    exec(compile(readme_example(), "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(example_of("README.md"), "README.md", "exec"), {"__name__": "readme"})
     first = capsys.readouterr().out
     runpy.run_path(str(TOP / "examples" / "quickstart.py"), run_name="__main__")
     for said in (first, capsys.readouterr().out):
         assert "tokens/sec" in said and len(said.split()) > 30, "it should have written some text, and how fast"
+    exec(compile(example_of("docs/sampling.md"), "docs/sampling.md", "exec"), {"__name__": "sampling"})
+    said = capsys.readouterr().out
+    assert "length [(" in said and re.search(r"\((7, 8|9), 99\) stop", said), said
 
 
 def test_the_functions_need_no_torch_before_they_are_called() -> None:

@@ -232,18 +232,56 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How the next token is chosen."""
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token")
-    group.add_argument("--top-k", type=int, default=0, metavar="N", help="choose among the N likeliest")
-    group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="… among the likeliest that together have X"
-    )
-    group.add_argument(
-        "--min-p", type=float, default=0.0, metavar="X", help="… among those X times as likely as the first"
-    )
+    """How the next token is chosen; what is not given is as the model's generation config says."""
+    group = parser.add_argument_group("sampling", "default: what the model's own generation config says")
+    group.add_argument("--temperature", type=float, metavar="X", help="0: the likeliest token")
+    group.add_argument("--do-sample", nargs="?", const=True, type=switch, metavar="BOOL", help="false: the same as 0")
+    group.add_argument("--top-k", type=int, metavar="N", help="choose among the N likeliest")
+    group.add_argument("--top-p", type=float, metavar="X", help="… among the likeliest that together have X")
+    group.add_argument("--min-p", type=float, metavar="X", help="… among those X times as likely as the first")
+    group.add_argument("--typical-p", type=float, metavar="X", help="… among the most typical that together have X")
     group.add_argument("--seed", type=int, metavar="N", help="for the same choices again")
+    group.add_argument("--n", type=int, metavar="N", help="answers to each prompt")
     for ignored in ("--iteration", "--automation"):
         group.add_argument(ignored, nargs="?", const=True, help=argparse.SUPPRESS)
     for later in ("--image-path", "--image-url", "--img-size"):
         group.add_argument(later, action=NotYet)
+    _add_penalties(parser.add_argument_group("penalties"))
+    _add_endings(parser.add_argument_group("end of an answer"))
+    group = parser.add_argument_group("log-probabilities", "printed with --json")
+    group.add_argument("--logprobs", type=int, metavar="N", help="of each new token, and of the N likeliest")
+    group.add_argument("--prompt-logprobs", type=int, metavar="N", help="of each token of the prompt")
+
+
+def _add_penalties(group: Any) -> None:
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="of tokens of prompt and answer; 1: none")
+    group.add_argument("--presence-penalty", type=float, metavar="X", help="of tokens of the answer; 0: none")
+    group.add_argument("--frequency-penalty", type=float, metavar="X", help="… for each time that it is there")
+    group.add_argument(
+        "--logit-bias", action="append", type=token_bias, metavar="ID=X", help="add X to a token's logit; repeatable"
+    )
+
+
+def _add_endings(group: Any) -> None:
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument("--stop-token-ids", type=token_ids, metavar="ID,ID", help="end at these tokens too")
+    group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the model's end")
+    group.add_argument("--min-new-tokens", type=int, metavar="N", help="no end before so many tokens")
+    group.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer together")
+
+
+def token_bias(text: str) -> tuple[int, float]:
+    """`15=-2.5`."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a token id and a number such as 15=-2.5 is expected, not '{text}'") from None
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """`2` or `2,7`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"token ids such as 2,7 are expected, not '{text}'") from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from QEfficient.cloud._tokenizers import saved_tokenizer
 from QEfficient.devices import get_device
 from QEfficient.devices.slotted import slotted_limits
 from QEfficient.errors import ModelError, OptionError, PromptError
+from QEfficient.generation.defaults import left_out, sampling_params
 from QEfficient.generation.engine import Engine
+from QEfficient.generation.logprobs import TokenLogprob
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.request import Request, RequestOutput, output_of
 from QEfficient.generation.scheduler import Scheduler
@@ -50,16 +53,19 @@ def _lines(path: Path) -> list[str]:
     return prompts
 
 
-def sampling(arguments: argparse.Namespace, default_length: int | None = None) -> SamplingParams:
+def sampling(arguments: argparse.Namespace, default_length: int | None = None) -> dict[str, Any]:
+    """What the flags say about how tokens are chosen; refused if it cannot be, before anything else is done."""
+    names = ["do_sample", *(field.name for field in fields(SamplingParams))]
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     length = default_length if arguments.generation_len is None else arguments.generation_len
-    return SamplingParams(
-        max_new_tokens=length,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
-        seed=arguments.seed,
-    )
+    if length is not None:
+        given["max_new_tokens"] = length
+    if "logit_bias" in given:
+        given["logit_bias"] = tuple(given["logit_bias"])
+    sampling_params({}, given)
+    if not arguments.json and given.keys() & {"logprobs", "prompt_logprobs"}:
+        note("log-probabilities are printed with --json only")
+    return given
 
 
 def check_prompts(tokenizer: Any, prompts: Sequence[str], spec: CompileSpec) -> None:
@@ -74,7 +80,8 @@ class Task:
     """What is to be generated."""
 
     prompts: Sequence[str]
-    params: SamplingParams
+    sampling: Mapping[str, Any]
+    """What was given; the model's generation config says the rest."""
     as_json: bool
 
 
@@ -91,24 +98,23 @@ def generate(compiled: CompiledProgram, tokenizer: Any, task: Task, clock: Stage
         raise OptionError(f"{compiled.folder} computes {compiled.program.model.task}; it does not generate text.")
     ArtifactStore().open(compiled.program.folder)
     check_prompts(tokenizer, task.prompts, compiled.spec)
+    params = sampling_params(compiled.program.model.generation, task.sampling)
+    if left_out(compiled.program.model.generation):
+        note(left_out(compiled.program.model.generation))
     clock("load the program")
     with get_device(compiled.device).load(compiled) as session:
         text = TextGenerator(Engine(session), tokenizer, compiled.program.model.eos_token_ids)
         clock.stop()
-        outputs = _run(text, task, clock)
-    info = exec_info(
-        outputs,
-        compiled.spec.batch_size,
-        compiled.spec.continuous_batching,
-        compiled.program.model.pad_token_id or 0,
-    )
+        outputs = _run(text, task, params, clock)
+    geometry = compiled.spec.batch_size, compiled.spec.continuous_batching
+    info = exec_info(outputs, *geometry, compiled.program.model.pad_token_id or 0, params.n)
     if not task.as_json:
         _print(outputs, task, info)
-    return _record(outputs, task, info)
+    return _record(task, info)
 
 
-def _run(text: TextGenerator, task: Task, clock: StageClock) -> list[RequestOutput]:
-    requests = [text.request(text.encode(prompt), task.params) for prompt in task.prompts]
+def _run(text: TextGenerator, task: Task, params: SamplingParams, clock: StageClock) -> list[RequestOutput]:
+    requests = [request for prompt in task.prompts for request in text.requests(text.encode(prompt), params)]
     streams = len(requests) == 1 and not task.as_json
     if not streams:
         clock("generate")
@@ -129,25 +135,21 @@ def _print(outputs: Sequence[RequestOutput], task: Task, info: CloudAI100ExecInf
     else:
         rows = [
             (prompt, output.text, len(output.generated_ids), output.finish_reason)
-            for prompt, output in zip(task.prompts, outputs, strict=True)
+            for prompt, answers in zip(task.prompts, info.outputs, strict=True)
+            for output in answers
         ]
         table(("prompt", "text", "tokens", "ended by"), rows)
     print(f"\n{info!r}")
     sys.stdout.flush()
 
 
-def _record(outputs: Sequence[RequestOutput], task: Task, info: CloudAI100ExecInfo) -> dict[str, Any]:
+def _record(task: Task, info: CloudAI100ExecInfo) -> dict[str, Any]:
     metrics = info.perf_metrics
     return {
         "outputs": [
-            {
-                "prompt": prompt,
-                "text": output.text,
-                "prompt_tokens": len(output.prompt_ids),
-                "generated_ids": list(output.generated_ids),
-                "finish_reason": output.finish_reason,
-            }
-            for prompt, output in zip(task.prompts, outputs, strict=True)
+            {"prompt": prompt, **_record_of(output)}
+            for prompt, answers in zip(task.prompts, info.outputs, strict=True)
+            for output in answers
         ],
         "metrics": {
             "prefill_seconds": metrics.prefill_time,
@@ -156,3 +158,23 @@ def _record(outputs: Sequence[RequestOutput], task: Task, info: CloudAI100ExecIn
             "total_seconds": metrics.total_time,
         },
     }
+
+
+def _record_of(output: RequestOutput) -> dict[str, Any]:
+    record = {
+        "sample": output.sample,
+        "text": output.text,
+        "prompt_tokens": len(output.prompt_ids),
+        "generated_ids": list(output.generated_ids),
+        "finish_reason": output.finish_reason,
+    }
+    for name, found in (("logprobs", output.logprobs), ("prompt_logprobs", output.prompt_logprobs)):
+        if found:
+            record[name] = [None if each is None else _record_of_logprob(each) for each in found]
+    return record
+
+
+def _record_of_logprob(found: TokenLogprob) -> dict[str, Any]:
+    """JSON has no infinity."""
+    logprob = found.logprob if math.isfinite(found.logprob) else None
+    return {"token": found.token, "logprob": logprob, "rank": found.rank, "top": found.top}

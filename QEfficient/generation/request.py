@@ -169,13 +169,10 @@ class RequestOutput:
     finish_reason: FinishReason
     timings: Timings
     text: str = ""
-<<<<<<< HEAD
     cached_tokens: int = 0
-=======
     sample: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
->>>>>>> 84d31b3 (Sampling works on whole batches, and agrees with transformers)
 
 
 def output_of(request: Request, text: str = "") -> RequestOutput:
@@ -188,11 +185,8 @@ def output_of(request: Request, text: str = "") -> RequestOutput:
         request.finish_reason,
         request.timings,
         text,
-<<<<<<< HEAD
         request.cached_tokens,
-=======
         request.sample,
         tuple(request.logprobs[: len(request.generated)]),
         tuple(request.prompt_logprobs),
->>>>>>> 84d31b3 (Sampling works on whole batches, and agrees with transformers)
     )

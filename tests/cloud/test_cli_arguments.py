@@ -7,12 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from QEfficient.cloud._arguments import UsageError
 from QEfficient.cloud.main import command_names, command_parser, load_command
 from QEfficient.errors import OptionError
+from QEfficient.specs import SamplingParams
 
 # The flags of Qualcomm's library, with a value where they take one.
 QUALCOMM: dict[str, dict[str, str | None]] = {
@@ -113,6 +116,8 @@ def test_a_misspelt_flag_is_refused_with_a_suggestion(command: str, wrong: str, 
         (["infer", "--num-threads", "many"], "takes a whole number, not 'many'"),
         (["infer", "--ctx-len", "many"], "invalid int value: 'many'"),
         (["infer", "--device-group", "x"], "a list of numbers"),
+        (["infer", "--logit-bias", "5"], "a token id and a number such as 15=-2.5 is expected, not '5'"),
+        (["infer", "--stop-token-ids", "a"], "token ids such as 2,7 are expected, not 'a'"),
         (["infer", "--dtype", "float8"], "invalid choice: 'float8'"),
         (["infer", "model", "another"], "unrecognized arguments: another"),
         (["execute"], "required: --qpc-path"),
@@ -137,6 +142,24 @@ def test_examples_can_be_typed(command: str) -> None:
         program, name, *words = shlex.split(re.split(r"\s{3,}", line)[0])
         assert (program, name) == ("qefficient", command)
         read(command, *words)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/command_line.md", "docs/sampling.md"])
+def test_documented_commands_can_be_typed(document: str) -> None:
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?: {4})?qefficient (?!.* \| )(.*?)(?:\s{3,}.*|\s+#.*)?$", text, re.M)
+    assert lines
+    for line in lines:
+        name, *words = shlex.split(line)
+        read(name, *words)
+
+
+def test_the_table_of_options_is_complete() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(--[\w-]+)", text, re.M)
+    assert {option for option, _ in rows} == {field.name for field in fields(SamplingParams)} | {"do_sample"}
+    flags = command_parser("infer", load_command("infer"), "qefficient infer")._option_string_actions
+    assert {flag for _, flag in rows} <= set(flags)
 
 
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in command_names())], ids=" ".join)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,72 @@ def test_sampling_repeats_with_its_seed(cli: Cli, home: Home) -> None:
         return cli("execute", "--qpc-path", home.compiled, *words).json["outputs"][0]["generated_ids"]
 
     assert ids(1) == ids(1) != ids(2)
+
+
+def test_every_sampling_flag_reaches_the_tokens(cli: Cli, home: Home) -> None:
+    def ids(*flags: object) -> Any:
+        words = ("--prompt", "Hello", "--generation-len", 8, "--json", *flags)
+        outputs = cli("execute", "--qpc-path", home.compiled, *words).json["outputs"]
+        return [output["generated_ids"] for output in outputs]
+
+    (plain,) = ids()
+    assert ids("--do-sample", "false") == ids("--temperature", 0, "--top-k", 1) == [plain]
+    hot = ("--temperature", 5, "--seed", 3)
+    assert ids(*hot) != [plain] == ids(*hot, "--top-k", 1) == ids(*hot, "--top-p", 0) == ids(*hot, "--min-p", 1)
+    assert ids(*hot, "--typical-p", 0.01) not in ([plain], ids(*hot))
+    assert ids("--do-sample", "--seed", 3) == ids("--temperature", 1, "--seed", 3)
+    several = ids(*hot, "--n", 3)
+    assert several[0] == ids(*hot)[0] and len({tuple(each) for each in several}) == 3
+    biased = ("--logit-bias", "65=2000", "--logit-bias", "66=1500")
+    assert ids(*biased) == [[65] * 8]
+    assert ids(*biased, "--presence-penalty", 1000)[0][:4] == [65, 66, 65, 65]
+    assert ids(*biased, "--frequency-penalty", 200)[0][:5] == [65, 65, 65, 66, 65]
+    assert ids(*biased, "--repetition-penalty", 50)[0][:2] == [65, 66]
+    assert ids("--stop-token-ids", f"{plain[3]},9") == [plain[: plain.index(plain[3]) + 1]]
+    held = ids("--stop-token-ids", f"{plain[3]},9", "--min-new-tokens", 8)
+    assert len(held[0]) == 8 and plain[3] not in held[0][:7]
+    assert ids("--max-length", 7) == [plain]  # --generation-len goes before it
+    found = cli("execute", "--qpc-path", home.compiled, "--prompt", "Hello", "--max-length", 7, "--json").json[
+        "outputs"
+    ]
+    assert [output["generated_ids"] for output in found] == [plain[:2]]
+
+
+def test_logprobs_are_in_the_document(cli: Cli, home: Home) -> None:
+    words = ("execute", "--qpc-path", home.compiled, "--prompt", "Hello", "--generation-len", 3, "--logprobs", 2)
+    (output,) = cli(*words, "--json").json["outputs"]
+    assert [record["token"] for record in output["logprobs"]] == output["generated_ids"]
+    for record in output["logprobs"]:
+        assert record["rank"] == 1 and len(record["top"]) == 2
+        assert record["top"][0] == [record["token"], record["logprob"]]
+    assert "printed with --json only" in cli(*words).err
+
+
+def test_several_answers_are_a_table(cli: Cli, home: Home) -> None:
+    words = ("execute", "--qpc-path", home.compiled, "--prompt", "One|Two", "--generation-len", 2, "--n", 2)
+    rows = [line.split("\t")[0] for line in cli(*words, "--temperature", 1).out.splitlines()[:5]]
+    assert rows == ["prompt", "One", "One", "Two", "Two"]
+
+
+def test_the_compiled_folder_alone_knows_how_to_choose(cli: Cli, home: Home, tmp_path: Path) -> None:
+    """The model draws; its folder is gone when the program runs."""
+    model = shutil.copytree(home.model, tmp_path / "model")
+    config = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 6, "no_repeat_ngram_size": 2}
+    (model / "generation_config.json").write_text(json.dumps(config))
+    compiled = cli("compile", model, *GEOMETRY, "--compile-dir", tmp_path / "compiled").out.strip()
+    shutil.rmtree(model)
+
+    def execute(where: object, *flags: object) -> Any:
+        return cli("execute", "--qpc-path", where, "--prompt", "Hello", "--json", *flags)
+
+    drawn = execute(compiled, "--seed", 1)
+    assert "asks for no_repeat_ngram_size=2, which is not done here" in drawn.err
+    ids = drawn.json["outputs"][0]["generated_ids"]
+    assert len(ids) == 6 and drawn.json["outputs"] != execute(compiled, "--seed", 2).json["outputs"]
+    same = execute(home.compiled, "--seed", 1, "--temperature", 5, "--generation-len", 6)
+    assert same.json["outputs"] == drawn.json["outputs"]
+    greedy = execute(compiled, "--temperature", 0, "--generation-len", 4)
+    assert greedy.json["outputs"] == execute(home.compiled, "--generation-len", 4).json["outputs"]
 
 
 def test_execute_and_a_second_infer_need_no_torch(home: Home) -> None:

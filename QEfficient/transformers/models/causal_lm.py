@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Session, get_device
-from QEfficient.errors import OptionError, WrongTaskError, did_you_mean
+from QEfficient.errors import WrongTaskError
+from QEfficient.generation.defaults import recorded
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.text import TextGenerator, TokensOnly
@@ -24,9 +25,22 @@ from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.auto_model import AutoModel
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
+from QEfficient.transformers.models.sampling_options import read_choosing, token_ids
 from QEfficient.transformers.signature import causal_signature
 from QEfficient.transformers.transform import retain, weight_aliases
 
+logger = logging.getLogger(__name__)
+
+GENERATION_CONFIG_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_YET = "is not supported by this release"
 LATER_OPTIONS = (
     "prefill_only",
@@ -62,6 +76,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         super().__init__(source, _facts(source))
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
+        self._said: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -179,31 +194,46 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         input_ids: Any = None,
         attention_mask: Any = None,
         generation_len: int | None = None,
+        sampling: SamplingParams | None = None,
+        generation_config: Any = None,
         streamer: Any = None,
         device_id: list[int] | None = None,
         runtime_ai100: bool = True,
         **options: Any,
     ) -> CloudAI100ExecInfo:
-        """Generate for texts or token ids; compiles with defaults if needed. Greedy unless a temperature is given.
+        """Generate for texts or token ids; compiles with defaults if needed.
 
-        With token ids, `generated_ids` is a list with the new ids of each prompt, in order.
+        How tokens are chosen: as the model's generation config says, on which `generation_config` (an object or a dict)
+        is laid, and on that the keywords, which are the fields of SamplingParams and `do_sample`; `temperature=0` takes
+        the likeliest token, whatever else is said. Or all at once by `sampling`, beside which no config counts.
+
+        With token ids, `generated_ids` is a list with the new ids of each prompt, in order. With `n` answers to each
+        prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
         """
         named = {"tokenizer": tokenizer, "prompts": prompts, "input_ids": input_ids, "attention_mask": attention_mask}
         given, own_tokenizer = read_prompts(inputs, {**named, "prompt": options.pop("prompt", None)})
-        params = _sampling(generation_len, options)
+        if options.get("max_new_tokens") is None:
+            options["max_new_tokens"] = generation_len
+        choosing = read_choosing(self._facts, sampling, generation_config, options)
+        self._say_once(choosing.left_out)
         self._ensure_compiled(given)
-        text = self._text_generator(own_tokenizer)
+        text = self._text_generator(own_tokenizer, choosing.eos_token_ids)
         if given.texts is not None:
-            outputs = text.generate_texts(list(given.texts), params, streamer)
+            outputs = text.generate_texts(list(given.texts), choosing.params, streamer)
         else:
-            outputs = text.generate_ids([list(ids) for ids in given.ids or ()], params, streamer)
+            outputs = text.generate_ids([list(ids) for ids in given.ids or ()], choosing.params, streamer)
         assert self._compiled is not None
-        info = exec_info(
-            outputs, self._compiled.spec.batch_size, self.continuous_batching, self._facts.pad_token_id or 0
-        )
+        batch_size, n = self._compiled.spec.batch_size, choosing.params.n
+        info = exec_info(outputs, batch_size, self.continuous_batching, choosing.pad_token_id, n)
         if given.ids is not None:
-            info.generated_ids = [list(output.generated_ids) for output in outputs]
+            ids = [[list(output.generated_ids) for output in answers] for answers in info.outputs]
+            info.generated_ids = ids if n > 1 else [answers[0] for answers in ids]
         return info
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence and sentence not in self._said:
+            self._said.add(sentence)
+            logger.warning("%s", sentence)
 
     def _ensure_compiled(self, given: Prompts) -> None:
         if self._compiled is None:
@@ -213,34 +243,17 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             assert self._device is not None and self._compiled is not None
             self._session = self._device.load(self._compiled)
 
-    def _text_generator(self, tokenizer: Any) -> TextGenerator:
+    def _text_generator(self, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> TextGenerator:
         assert self._session is not None and self._program is not None
         if tokenizer is None and self._program.has_tokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._program.folder / "tokenizer")
-        return TextGenerator(Engine(self._session), tokenizer or TokensOnly(), self._facts.eos_token_ids)
+        return TextGenerator(Engine(self._session), tokenizer or TokensOnly(), eos_token_ids)
 
 
 def _refuse_later(options: dict[str, Any]) -> None:
     for name in LATER_OPTIONS:
         if options.pop(name, None) not in (None, False):
             raise NotImplementedError(f"{name} {NOT_YET}.")
-
-
-def _sampling(generation_len: int | None, options: dict[str, Any]) -> SamplingParams:
-    """The sampling parameters among the options of `generate`."""
-    for ignored in ("automation", "iteration", "enable_debug_logs", "write_io", "stream"):
-        options.pop(ignored, None)
-    longest = options.pop("max_new_tokens", None) or generation_len
-    if options.pop("do_sample", None) is False:
-        options["temperature"] = 0.0
-    known = [f.name for f in fields(SamplingParams)]
-    for name in options:
-        if name not in known:
-            raise OptionError(f"generate does not know the option '{name}'.{did_you_mean(name, known)}")
-    for name in ("stop_token_ids", "stop"):
-        if isinstance(options.get(name), list):
-            options[name] = tuple(options[name])
-    return SamplingParams(max_new_tokens=longest, **options)
 
 
 def _class_name(source: ModelSource) -> str:
@@ -259,8 +272,7 @@ def _facts(source: ModelSource) -> ModelFacts:
         )
     text = source.config.get_text_config()
     generation = _generation_config(source)
-    ends = getattr(generation, "eos_token_id", None)
-    ends = ends if ends is not None else getattr(text, "eos_token_id", None)
+    special = {name: generation.get(name, getattr(text, name, None)) for name in SPECIAL_TOKENS}
     architectures = getattr(source.config, "architectures", None) or [name]
     return ModelFacts(
         name=name,
@@ -269,17 +281,23 @@ def _facts(source: ModelSource) -> ModelFacts:
         task="causal-lm",
         vocab_size=int(text.vocab_size),
         max_positions=getattr(text, "max_position_embeddings", None),
-        bos_token_id=getattr(text, "bos_token_id", None),
-        eos_token_ids=tuple(ends) if isinstance(ends, (list, tuple)) else () if ends is None else (int(ends),),
-        pad_token_id=getattr(text, "pad_token_id", None),
+        bos_token_id=special["bos_token_id"],
+        eos_token_ids=token_ids(special["eos_token_id"]),
+        pad_token_id=special["pad_token_id"],
+        generation=recorded(generation),
         source=source.name,
     )
 
 
-def _generation_config(source: ModelSource) -> Any:
+def _generation_config(source: ModelSource) -> dict[str, Any]:
+    """What the model's generation config sets; nothing if it has none."""
     if source.live is not None:
-        return getattr(source.live, "generation_config", None)
-    try:
-        return transformers.GenerationConfig.from_pretrained(source.location)
-    except OSError:
-        return None
+        found = getattr(source.live, "generation_config", None)
+    else:
+        hub = {name: value for name, value in source.hub.items() if name in GENERATION_CONFIG_OPTIONS}
+        try:
+            found = transformers.GenerationConfig.from_pretrained(source.location, **hub)
+        except OSError:
+            found = None
+    settings = {} if found is None else found.to_diff_dict()
+    return {name: value for name, value in settings.items() if value is not None}
