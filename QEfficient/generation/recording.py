@@ -29,7 +29,10 @@ def record_tokens(logits: np.ndarray, tokens: Sequence[int | None], requests: Se
     tops = [requests[row].params.logprobs or 0 for row in rows]
     found = token_logprobs(logits[rows], [tokens[row] or 0 for row in rows], max(tops))
     for row, top, record in zip(rows, tops, found, strict=True):
-        requests[row].logprobs.append(record.with_top(top))
+        known = requests[row].logprobs
+        known[len(requests[row].generated) :] = [
+            record.with_top(top)
+        ]  # in place of one from a step that came to nothing
 
 
 def record_prompt(logits: np.ndarray, row: Row, request: Request) -> None:

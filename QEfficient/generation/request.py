@@ -65,6 +65,8 @@ class Request:
     """Of each generated token, if the parameters ask for them."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     """Of each token of the prompt, likewise; nothing comes before the first, so its place is empty."""
+    exhausted: bool = False
+    """Whether its mask was found to let nothing come next: it ends when its tokens are taken over."""
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
     deadline: float | None = None
@@ -146,6 +148,8 @@ class Request:
             self.generated.append(token)
             kept.append(token)
             self.finish_reason = self._reason_to_end(token, ctx_len)
+        if self.exhausted and not self.finished:
+            self.finish_reason = "exhausted"
         return tuple(kept)
 
     def _reason_to_end(self, token: int, ctx_len: int) -> FinishReason | None:

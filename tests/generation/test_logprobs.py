@@ -61,6 +61,15 @@ def test_of_the_answer() -> None:
     assert first.token == 3 and first.rank > 1 and first.top[0][0] == null_next_token((5, 6), VOCABULARY)
 
 
+def test_a_step_that_came_to_nothing_leaves_no_record() -> None:
+    request, decoding = asked((1, 2), logprobs=0), OneToken()
+    plan = Plan((Step(request, Row(0, (1, 2), 0)),))
+    logits = np.eye(1, 9, 4, dtype=np.float32)
+    for _ in range(2):
+        assert decoding.accept(plan, logits) == [(4,)]
+    assert [record.token for record in request.logprobs] == [4]
+
+
 class Everything:
     """Runs requests as a scheduler will that asks them for their logits; keeps what was decided."""
 

@@ -39,8 +39,7 @@ class OneToken:
         tokens = sample(logits, requests, self._adjustments)
         record_tokens(logits, tokens, requests)
         for request, token in zip(requests, tokens, strict=True):
-            if token is None:
-                request.finish_reason = "exhausted"
+            request.exhausted = token is None
         return {r: () if token is None else (token,) for r, token in zip(requests, tokens, strict=True)}
 
 
