@@ -146,20 +146,26 @@ def listed(scores: np.ndarray, settings: Settings, bounds: np.ndarray) -> Shortl
     needs = ~complete & (settings.top_k == 0) & ((settings.top_p < 1) | (settings.typical_p < 1))
     if needs.any():
         rows = slice(None) if needs.all() else needs  # a slice copies nothing
-        weight, total = _totals(scores[rows], best[rows], settings.temperature[rows])
+        surprised = bool((settings.typical_p < 1).any())
+        weight, total = _totals(scores[rows], best[rows], settings.temperature[rows], surprised)
         own_weight, own_total = _own_totals(relative[rows])
         rest[rows], moment[rows] = np.maximum(weight - own_weight, 0.0), np.minimum(total - own_total, 0.0)
     return Shortlist(relative, tokens, complete, rest, moment, np.zeros(len(scores), np.bool_))
 
 
-def _totals(scores: np.ndarray, best: np.ndarray, temperature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of all weights, and of weights times scores, in single precision."""
+def _totals(
+    scores: np.ndarray, best: np.ndarray, temperature: np.ndarray, moments: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of all weights, and of weights times scores where it is asked for, in single precision."""
     relative = scores - best
     relative /= temperature[:, None].astype(np.float32)
     np.maximum(relative, NEGLIGIBLE, out=relative)
-    weights = np.exp(relative)
+    weights = np.exp(relative, out=None if moments else relative)
+    sums = weights.sum(axis=-1)
+    if not moments:
+        return sums, np.zeros_like(sums)
     relative *= weights
-    return weights.sum(axis=-1), relative.sum(axis=-1)
+    return sums, relative.sum(axis=-1)
 
 
 def _own_totals(relative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -116,7 +116,7 @@ def test_a_row_is_the_same_to_the_last_bit_in_every_company() -> None:
         width = alone.scores.shape[1]
         assert np.array_equal(together.scores[row, :width], alone.scores[0])
         assert np.isneginf(together.scores[row, width:]).all() and together.short[row] == alone.short[0]
-    listed = [filters.listed(s, settings(*[{"top_p": 0.9}] * len(s)), loose_bounds(s, np.full(len(s), 50)))
+    listed = [filters.listed(s, settings(*[{"typical_p": 0.9}] * len(s)), loose_bounds(s, np.full(len(s), 50)))
               for s in (scores, scores[3:4].copy())]  # fmt: skip
     assert listed[0].rest[3] == listed[1].rest[0] > 0 and listed[0].moment[3] == listed[1].moment[0] < 0
 
