@@ -12,6 +12,7 @@ from QEfficient.generation.deadlines import Deadlines
 from QEfficient.generation.decoding import Decoding, Drafting
 from QEfficient.generation.decoding.one_token import OneToken
 from QEfficient.generation.plan import Plan
+from QEfficient.generation.recording import check_logprobs
 from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
 from QEfficient.generation.scheduler import Scheduler
 from QEfficient.generation.statistics import Statistics
@@ -62,6 +63,7 @@ class Engine:
         """Queue a new request. Raises `PromptError` if it can never fit."""
         if request.timings.submitted is not None:
             raise OptionError(f"request {request.id} was submitted before. Make a new one.")
+        check_logprobs(request, self.session.limits)
         self.scheduler.add(request)
         request.timings.submitted = self._clock()
         if request.deadline is not None:
@@ -142,6 +144,8 @@ class Engine:
             if request.finished:  # from outside, while its tokens were chosen
                 continue
             kept = request.extend(tokens, self.session.limits.ctx_len)
+            if not kept and not request.finished:  # its logits were about the prompt
+                continue
             if request.timings.first_token is None:
                 request.timings.first_token = now
             if request.finish_reason is not None:

@@ -74,7 +74,8 @@ def shortened(step: Step, count: int) -> Step:
     """The step with the first `count` of its tokens only."""
     if count >= len(step.row.tokens):
         return step
-    return replace(step, row=replace(step.row, tokens=step.row.tokens[:count], logits=0))
+    logits = step.request.logits_wanted(step.row.start, count)
+    return replace(step, row=replace(step.row, tokens=step.row.tokens[:count], logits=logits))
 
 
 def _parts(wanted: Sequence[int], tokens: int) -> list[int]:

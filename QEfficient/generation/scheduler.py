@@ -106,7 +106,7 @@ class Scheduler:
                 continue
             if place.through:
                 self._queue.call(request)
-            if row.logits:  # its turn is over; a prompt keeps its turn until it is through
+            if place.computed == request.length - 1:  # its turn is over; a prompt keeps it until it is through
                 self._running[request] = self._running.pop(request)
 
     def abandon(self, plan: Plan) -> None:
@@ -151,14 +151,19 @@ class Scheduler:
         """Whose computed prompt the request can take over."""
         request = place.request
         origin = self._running.get(request.like) if request.like and self._places.shareable else None
-        return origin if origin is not None and origin.through and not request.generated else None
+        if origin is None or not origin.through or request.generated or request.wants_prompt_logits:
+            return None
+        return origin
 
     def _next_step(self, place: Place) -> Step:
-        self._places.skip(place)
-        request = place.request
-        tokens = request.tokens_from(place.computed, self._limits.chunk)
-        through = place.computed + len(tokens) == request.length
-        return Step(request, Row(place.slot, tokens, place.computed, logits=int(through)), place.arrival)
+        request, most = place.request, self._limits.chunk
+        if request.wants_prompt_logits:  # what was computed for another gives no logits
+            most = min(most, self._limits.logits)
+        else:
+            self._places.skip(place)
+        tokens = request.tokens_from(place.computed, most)
+        logits = request.logits_wanted(place.computed, len(tokens))
+        return Step(request, Row(place.slot, tokens, place.computed, logits), place.arrival)
 
     def _with_room(self, chosen: Sequence[Step]) -> Plan:
         """The plan for the chosen steps, of which some may lose their places to others."""
@@ -203,7 +208,7 @@ class Scheduler:
 
     def _room(self, step: Step, most: int) -> int:
         request, row = step.request, step.row
-        if len(row.tokens) > 1 or not row.logits:
+        if len(row.tokens) > 1 or row.start + 1 < request.length:
             return 0
         wanted = min(self._lookahead, most, self._limits.ctx_len - request.length - 1)
         if request.params.max_new_tokens is not None:

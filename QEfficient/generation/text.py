@@ -200,11 +200,11 @@ class TextGenerator:
         mask: Callable[[], TokenMask] | None = None,
     ) -> list[Request]:
         """A request for each of the `n` answers that `params` wants; `mask` makes one for each of them."""
-        prompt = tuple(ids)
-        answers = [
-            Request(prompt, params, self._eos_ids, priority, mask() if mask is not None else None, sample)
-            for sample in range(params.n)
-        ]
+        answers: list[Request] = []
+        for sample in range(params.n):
+            own_mask = mask() if mask is not None else None
+            first = answers[0] if answers else None
+            answers.append(Request(tuple(ids), params, self._eos_ids, priority, own_mask, sample, like=first))
         check_logprobs(answers[0], self._engine.session.limits)
         return answers
 
