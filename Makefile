@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE := setup.py $(wildcard QEfficient/devices/cpu/native/*.[ch]pp)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint models bench
@@ -12,11 +13,13 @@ help:  ## this list
 
 install: $(STAMP)  ## .venv with the versions of constraints.txt; nothing when up to date
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "QEfficient needs Python 3.10 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test,dev]' -c constraints.txt
+# The library must be built for the OpenVINO that it will run with: older and newer pip, by different names.
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt \
+		$(BIN)/python -m pip install --quiet -e '.[test,dev]' -c constraints.txt
 	@touch $@
 
 demo: install  ## the built-in demo model says something

@@ -65,5 +65,5 @@ def _installed_version() -> str | None:
 
 def _load(path: Path) -> None:
     # What it is linked to has to be there first: an editable installation does not lie beside OpenVINO.
-    importlib.import_module("openvino.frontend.onnx")
+    importlib.import_module("openvino")
     ctypes.CDLL(str(path))
