@@ -5,8 +5,8 @@
 
 namespace qefficient {
 
-// 12 rows by 2 tiles of accumulators are 24 of AVX-512's 32 registers.
-constexpr std::size_t panel_rows = 12;
+// Enough rows that a weight is unpacked for many of them, few enough that their sums stay in registers.
+constexpr std::size_t panel_rows = 16;
 
 // Up to `panel_rows` quantized rows, interleaved so that a kernel reads them from the first byte to the last.
 struct Panel {

@@ -33,8 +33,6 @@ bool supported() {
 // their type at every use.
 typedef std::int32_t Lanes __attribute__((vector_size(64)));
 
-constexpr std::size_t lookahead = 1024;
-
 // Calls function(0), …, function(N-1) with numbers that the compiler knows. Arrays of registers stay in registers only
 // if every index is known before loops are unrolled.
 template <class Function, std::size_t... I>
@@ -46,9 +44,13 @@ INLINE inline void each(Function function) {
     each(std::make_index_sequence<N>{}, function);
 }
 
-// The line `ahead` bytes further on, which need not exist.
-void prefetch(const void* address, std::size_t ahead) {
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(address) + ahead), _MM_HINT_T0);
+// Bytes of weights that are on their way from memory while others are used.
+constexpr std::size_t lookahead = 8192;
+
+// What is at the address need not exist. A function that is called would be removed, as one without effect.
+template <_mm_hint Where>
+INLINE inline void prefetch(std::uintptr_t address) {
+    _mm_prefetch(reinterpret_cast<const char*>(address), Where);
 }
 
 __m512i broadcast(const std::int8_t* four) {
@@ -64,7 +66,7 @@ void quantize_group(const float* x, std::size_t count, std::size_t size, const P
     __m512 values[max_group / lanes];
     __m512i top = _mm512_setzero_si512();
     for (std::size_t i = 0; i < size / lanes; ++i) {
-        prefetch(x + i * lanes, size * sizeof *x);
+        prefetch<_MM_HINT_T0>(reinterpret_cast<std::uintptr_t>(x) + (size + i * lanes) * sizeof *x);
         const std::size_t left = count > i * lanes ? std::min(count - i * lanes, lanes) : 0;
         values[i] = _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1), x + i * lanes);
         top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(values[i])));
@@ -112,8 +114,8 @@ INLINE inline void add(Lanes (&sums)[Rows][Tiles], const __m512i (&weights)[Tile
 // The integer sums of one group. In memory, [Rows][Tiles][16], because what is done with them afterwards would compete
 // for the registers.
 template <int Bits, int Rows, int Tiles>
-__attribute__((noinline)) void sum_group(const std::uint8_t* w, std::size_t tile_bytes, std::size_t group_bytes,
-                                         const std::int8_t* x, std::int32_t* to) {
+INLINE inline void sum_group(const std::uint8_t* w, std::uintptr_t later, std::size_t tile_bytes,
+                             std::size_t group_bytes, const std::int8_t* x, std::int32_t* to) {
     // Two additions can start in a cycle and each takes 5: few accumulators are split into several.
     constexpr int chains = Rows * Tiles >= 8 ? 1 : Rows * Tiles >= 4 ? 2 : 4;
     constexpr int parts = Bits == 4 ? 2 : 1;  // of a block: 4 inputs each
@@ -129,7 +131,7 @@ __attribute__((noinline)) void sum_group(const std::uint8_t* w, std::size_t tile
             __m512i values[Tiles], half[Tiles];
             each<Tiles>([&](auto t) INLINE {
                 values[t] = _mm512_loadu_si512(w + t * tile_bytes);
-                prefetch(w + t * tile_bytes, lookahead);
+                prefetch<_MM_HINT_T1>(later + t * tile_bytes);
             });
             if constexpr (Bits == 4) {
                 each<Tiles>([&](auto t) INLINE { half[t] = _mm512_and_si512(values[t], low); });
@@ -143,6 +145,7 @@ __attribute__((noinline)) void sum_group(const std::uint8_t* w, std::size_t tile
             }
             x += parts * 4 * Rows;
             w += block_bytes;
+            later += block_bytes;
         });
     } while (w < end);
     each<Rows>([&](auto r) INLINE {
@@ -154,7 +157,9 @@ __attribute__((noinline)) void sum_group(const std::uint8_t* w, std::size_t tile
 }
 
 struct Kernel {
-    static constexpr int tiles(int rows) { return rows == 1 ? 4 : rows <= 6 ? 4 : 2; }
+    // The memory reads one stream of weights fastest. Few rows want more additions at a time, but from 9 on there are
+    // enough, and fewer than 4 wait for the memory anyway.
+    static constexpr int tiles(int rows) { return rows >= 4 && rows <= 8 ? 2 : 1; }
 
     template <int Bits, int Rows, int Tiles>
     static void block(const Weights& weights, const Panel& panel, std::size_t tile, float* y) {
@@ -169,7 +174,11 @@ struct Kernel {
                 for (int t = 0; t < Tiles; ++t) __builtin_prefetch(out + r * width + t * tile_width, 1);
         }
         for (std::size_t group = 0; group < groups; ++group) {
-            sum_group<Bits, Rows, Tiles>(values + group * group_bytes, tile_bytes, group_bytes,
+            // After the last group come those of the next tiles.
+            const std::size_t ahead = group + std::max<std::size_t>(1, lookahead / (Tiles * group_bytes));
+            const std::size_t later = ahead * group_bytes + (ahead < groups ? 0 : (Tiles - 1) * tile_bytes);
+            sum_group<Bits, Rows, Tiles>(values + group * group_bytes,
+                                         reinterpret_cast<std::uintptr_t>(values) + later, tile_bytes, group_bytes,
                                          panel.values + group * weights.group * Rows, sums[0][0]);
             for (int t = 0; t < Tiles; ++t) {
                 const std::size_t at = ((tile + t) * groups + group) * tile_width;
