@@ -151,6 +151,14 @@ def test_extreme_integers_do_not_saturate(path: str) -> None:
         assert (direct.multiply(layer, np.full((5, 128), sign, np.float32)) == sign * 128 * 255).all()
 
 
+def test_halves_are_rounded_to_even(path: str) -> None:
+    halves = np.concatenate([[127], np.arange(-15.5, 15.5)]).astype(np.float32)
+    identity = Layer.packed(
+        np.eye(32, dtype=np.uint8), np.ones((32, 1), np.float16), np.zeros((32, 1), np.uint8), 4, 32
+    )
+    assert np.array_equal(direct.multiply(identity, halves[None])[0], np.rint(halves))
+
+
 def test_nothing_but_the_outputs_is_written(path: str) -> None:
     case = Case(17, 100, 32)
     x = case.activations(13)
