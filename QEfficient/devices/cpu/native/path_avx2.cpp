@@ -94,6 +94,8 @@ void sum_group_4(const std::uint8_t* w, const std::uint8_t* end, const std::int8
     const __m256i low = _mm256_set1_epi8(15);
     while (w < end) {
         Pairs pairs[Rows] = {};
+// Unrolled, the products would all be kept, in memory, and added at the end.
+#pragma GCC unroll 1
         for (int b = 0; b < 4; ++b, w += block_bytes, x += 2 * x_step) {
             const __m256i values = load(w), first = _mm256_and_si256(values, low);
             const __m256i second = _mm256_and_si256(_mm256_srli_epi16(values, 4), low);

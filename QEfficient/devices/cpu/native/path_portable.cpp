@@ -37,41 +37,53 @@ void quantize(const Weights& weights, const float* x, const Panel& panel, Range 
     }
 }
 
-// Adds the products of one group, of one row and one tile; `x` is the row's first 4 inputs in the panel.
-void sum_group(const Weights& weights, const std::uint8_t* w, const std::int8_t* x, std::size_t x_step,
-               std::int32_t* sums) {
-    const std::size_t parts = weights.bits == 4 ? 2 : 1;
-    for (std::size_t k = 0; k < weights.group; k += 4 * parts, w += block_bytes) {
-        for (std::size_t part = 0; part < parts; ++part, x += x_step) {
-            for (std::size_t i = 0; i < block_bytes; ++i) {
-                const int value = parts == 1 ? w[i] : part == 0 ? w[i] & 15 : w[i] >> 4;
-                sums[i / 4] += value * x[i % 4];
+// The lanes of a tile; compilers divide it into the registers that there are.
+typedef std::int32_t Lanes __attribute__((vector_size(tile_width * sizeof(std::int32_t))));
+
+// One group of one tile.
+void unpack(const Weights& weights, const std::uint8_t* w, Lanes* inputs) {
+    const int shift = weights.bits == 4 ? 4 : 0, mask = weights.bits == 4 ? 15 : 255;
+    for (const Lanes* const end = inputs + weights.group; inputs < end; w += block_bytes) {
+        for (int part = 0; part <= shift; part += 4, inputs += 4)
+            for (std::size_t i = 0; i < 4; ++i)
+                for (std::size_t lane = 0; lane < tile_width; ++lane) inputs[i][lane] = w[lane * 4 + i] >> part & mask;
+    }
+}
+
+// `x` is a row's first 4 inputs of the group in the panel.
+void sum_group(const Lanes* inputs, std::size_t size, const std::int8_t* x, std::size_t x_step, Lanes& to) {
+    Lanes sums = {};
+    for (std::size_t k = 0; k < size; k += 4, x += x_step)
+        for (std::size_t i = 0; i < 4; ++i) sums += inputs[k + i] * x[i];
+    to = sums;
+}
+
+void multiply_tile(const Weights& weights, const Panel& panel, std::size_t tile, float* y) {
+    float total[panel_rows][tile_width] = {};
+    for (std::size_t group = 0; group < weights.groups(); ++group) {
+        const std::size_t at = tile * weights.groups() + group;
+        Lanes inputs[max_group];
+        unpack(weights, weights.values + at * weights.group_bytes(), inputs);
+        for (std::size_t row = 0; row < panel.rows; ++row) {
+            const std::size_t place = group * panel.rows + row;
+            const std::int8_t* x = panel.values + (group * weights.group * panel.rows + row * 4);
+            Lanes sums;
+            sum_group(inputs, weights.group, x, panel.rows * 4, sums);
+            for (std::size_t c = 0; c < tile_width; ++c) {
+                const std::int32_t zero = weights.zeros ? weights.zeros[at * tile_width + c] : weights.middle();
+                const float sum = static_cast<float>(sums[c] - zero * panel.sums[place]);
+                const float scale = from_half(weights.scales[at * tile_width + c]) * panel.scales[place];
+                total[row][c] = std::fma(sum, scale, total[row][c]);
             }
         }
     }
-}
-
-void multiply_tile(const Weights& weights, const Panel& panel, std::size_t row, std::size_t tile, float* y) {
-    float total[tile_width] = {};
-    for (std::size_t group = 0; group < weights.groups(); ++group) {
-        const std::size_t at = tile * weights.groups() + group, place = group * panel.rows + row;
-        std::int32_t sums[tile_width] = {};
-        sum_group(weights, weights.values + at * weights.group_bytes(),
-                  panel.values + (group * weights.group * panel.rows + row * 4), panel.rows * 4, sums);
-        for (std::size_t c = 0; c < tile_width; ++c) {
-            const std::int32_t zero = weights.zeros ? weights.zeros[at * tile_width + c] : weights.middle();
-            const float sum = static_cast<float>(sums[c] - zero * panel.sums[place]);
-            const float scale = from_half(weights.scales[at * tile_width + c]) * panel.scales[place];
-            total[c] = std::fma(sum, scale, total[c]);
-        }
-    }
-    const std::size_t column = tile * tile_width;
-    std::copy_n(total, std::min(tile_width, weights.out_features - column), y + row * weights.out_features + column);
+    const std::size_t column = tile * tile_width, columns = std::min(tile_width, weights.out_features - column);
+    for (std::size_t row = 0; row < panel.rows; ++row)
+        std::copy_n(total[row], columns, y + row * weights.out_features + column);
 }
 
 void multiply(const Weights& weights, const Panel& panel, Range tiles, float* y) {
-    for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile)
-        for (std::size_t row = 0; row < panel.rows; ++row) multiply_tile(weights, panel, row, tile, y);
+    for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) multiply_tile(weights, panel, tile, y);
 }
 
 }  // namespace
