@@ -12,7 +12,7 @@ from QEfficient.devices.cpu.native import FOLDER
 
 COMPILER = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
 KERNELS = ("linear", "path_avx512", "path_avx2", "path_portable")
-FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def build(folder: Path, *kernel_sources: Path) -> Path:
