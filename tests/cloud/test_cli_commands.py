@@ -125,8 +125,10 @@ def matrix(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     levels = {"gpt2": "close", "bloom": "crashed"}
 
-    def run(types: list[str], output: Path | None, jobs: int, progress: Callable[[Outcome], None]) -> list[Outcome]:
-        calls.append((types, output, jobs))
+    def run(
+        types: list[str], output: Path | None, jobs: int, progress: Callable[[Outcome], None], device: str
+    ) -> list[Outcome]:
+        calls.append((types, output, jobs, device))
         outcomes = [Outcome(name, levels.get(name, "exact")) for name in types]
         for outcome in outcomes:
             progress(outcome)
@@ -141,14 +143,14 @@ def matrix(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_models_are_tested(cli: Cli, matrix: list[Any], tmp_path: Path) -> None:
     result = cli("models", "--test", "llama", "gpt2", "--jobs", 1, "--output", tmp_path / "table.md")
-    assert matrix == [(["llama", "gpt2"], tmp_path / "table.md", 1)]
+    assert matrix == [(["llama", "gpt2"], tmp_path / "table.md", 1, "reference")]
     assert result.code == 0 and result.out.splitlines()[1:] == ["gpt2\tclose\tbecause"]
     assert "2 types: 1 exact, 1 close" in result.err
 
 
 def test_a_type_that_crashes_fails_the_test(cli: Cli, matrix: list[Any]) -> None:
-    result = cli("models", "--test", "llama", "bloom", "--json")
-    assert matrix == [(["llama", "bloom"], None, 2)]
+    result = cli("models", "--test", "llama", "bloom", "--device", "cpu", "--json")
+    assert matrix == [(["llama", "bloom"], None, 2, "cpu")]
     assert result.code == 1 and "1 of 2 types are wrong or crash: bloom" in result.error
     assert [model["level"] for model in result.json["models"]] == ["exact", "crashed"]
 

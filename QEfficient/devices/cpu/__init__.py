@@ -13,6 +13,7 @@ from typing import Any
 
 from QEfficient.devices import Device, Session
 from QEfficient.devices.cpu.options import OPTION_TYPES, read_options
+from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
@@ -32,6 +33,9 @@ class CpuDevice(Device):
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
         from QEfficient.devices.cpu.compilation import compile_graph
 
+        graph = program.graphs["lm"].spec
+        check_batching(graph, spec)
+        write_specializations(folder / "specializations.json", spec.specializations(graph.windows))
         return compile_graph(program, spec.ctx_len, read_options(self.own_options(spec.device_options)), folder)
 
     def load(self, compiled: CompiledProgram) -> Session:

@@ -39,7 +39,7 @@ class PackedSession(Session):
         rows = {"batch_size": self.limits.slots, "full_batch_size": self.limits.slots}
         symbols = {**compiled.spec.specializations(graph.windows)[-1].symbols, **rows}
         states = [state for state in graph.states if state.input.name in report["states"]]
-        self._buffers = StateBuffers(self._request, states, symbols)
+        self._buffers: Any = StateBuffers(self._request, states, symbols)
         self._inputs = {port.any_name for port in self._request.model_inputs}
 
     def run(self, batch: Batch) -> np.ndarray:
@@ -61,7 +61,7 @@ class PackedSession(Session):
     def close(self) -> None:
         self._request = None
         self._caches = []
-        del self._buffers
+        self._buffers = None
 
 
 def packed_limits(

@@ -23,7 +23,7 @@ class SlottedStatesSession(SlottedSession):
         model = open_model(compiled.folder, CpuOptions(**compiled.report["options"]))
         self._request: Any = model.create_infer_request()
         symbols = compiled.spec.specializations(graph.windows)[-1].symbols
-        self._buffers = StateBuffers(self._request, graph.states, symbols)
+        self._buffers: Any = StateBuffers(self._request, graph.states, symbols)
 
     def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         if self._request is None:
@@ -34,8 +34,9 @@ class SlottedStatesSession(SlottedSession):
         return logits
 
     def states(self) -> dict[str, np.ndarray]:
-        return self._buffers.copies()
+        copies: dict[str, np.ndarray] = self._buffers.copies()
+        return copies
 
     def close(self) -> None:
         self._request = None
-        del self._buffers
+        self._buffers = None

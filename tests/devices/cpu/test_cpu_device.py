@@ -1,0 +1,162 @@
+"""The CPU device from compile to logits, against Hugging Face."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Exported
+
+from QEfficient.devices import Batch, Row, Session, get_device
+from QEfficient.devices.cpu.native import library_path
+from QEfficient.errors import DeviceError, OptionError
+from QEfficient.generation.engine import Engine
+from QEfficient.generation.request import Request
+from QEfficient.program import load_compiled
+from QEfficient.specs import SamplingParams
+
+PROMPT = [7, 150, 33, 2, 90, 211, 5, 64, 17, 120, 8]
+PROMPTS = [PROMPT, PROMPT[:3], [250, 1], PROMPT + PROMPT + PROMPT + PROMPT]
+FORMATS = [("f32", 1e-6), ("bf16", 0.02), ("f16", 0.02), ("int8", 0.03), ("int4", 0.4)]
+"""Weight format, and the error of the logits as a part of their spread. Random weights are the worst case."""
+
+
+def all_logits(session: Session, ids: Sequence[int], chunk: int) -> np.ndarray:
+    found = []
+    for start in range(0, len(ids), chunk):
+        part = ids[start : start + chunk]
+        found.append(session.run(Batch((Row(0, part, start, len(part), (2, 0, 1)),))).copy())
+    return np.concatenate(found)
+
+
+def error(found: np.ndarray, wanted: torch.Tensor) -> float:
+    """Root mean square, as a part of the spread."""
+    return float(np.sqrt(np.square(found - wanted.numpy()).mean()) / wanted.std())
+
+
+@pytest.mark.parametrize(("weight_format", "largest"), FORMATS)
+def test_logits_in_every_weight_format(llama: Exported, weight_format: str, largest: float) -> None:
+    with get_device("cpu").load(llama.compile(weight_format=weight_format)) as session:
+        found = all_logits(session, PROMPT, 4)
+    off = error(found, llama.logits(PROMPT))
+    assert off < largest
+
+
+@pytest.mark.parametrize(("kv_cache", "largest"), [("f32", 1e-6), ("f16", 1e-3), ("u8", 0.02)])
+def test_logits_with_every_cache_format(llama: Exported, kv_cache: str, largest: float) -> None:
+    with get_device("cpu").load(llama.compile(weight_format="f32", kv_cache=kv_cache)) as session:
+        found = all_logits(session, PROMPT * 4, 7)
+    off = error(found, llama.logits(PROMPT * 4))
+    assert off < largest
+
+
+@pytest.mark.skipif(library_path() is None, reason="the native library is not built")
+@pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"group_size": 32}], ids=str)
+@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+def test_both_kernels_compute_the_same(llama: Exported, weight_format: str, options: dict[str, object]) -> None:
+    found = []
+    for kernel in ("native", "openvino"):
+        compiled = llama.compile(weight_format=weight_format, linear_kernel=kernel, kv_cache="f32", **options)
+        with get_device("cpu").load(compiled) as session:
+            found.append(all_logits(session, PROMPT, 5))
+    off = error(found[0], torch.from_numpy(found[1]))
+    assert off < 0.04  # they round activations in different groups
+
+
+def test_tokens_of_a_batch_that_shares_and_gives_way(llama: Exported) -> None:
+    compiled = llama.compile(weight_format="f32", batch_size=2, kv_cache_tokens=128, max_tokens=16)
+    prompts = [*PROMPTS, PROMPTS[3] + [9], PROMPTS[0]]
+    with get_device("cpu").load(compiled) as session:
+        engine = Engine(session)
+        outputs = engine.generate([Request(tuple(ids), SamplingParams(max_new_tokens=30)) for ids in prompts])
+        counts = engine.statistics.cache
+    assert [list(o.generated_ids) for o in outputs] == [llama.greedy(ids, 30) for ids in prompts]
+    assert counts.hit_tokens > 0
+
+
+def test_samples_of_a_prompt_copy_what_they_write(llama: Exported) -> None:
+    params = SamplingParams(max_new_tokens=8, temperature=1.0, seed=3)
+    alone = []
+    for sample in range(3):
+        with get_device("cpu").load(llama.compile(weight_format="f32")) as session:
+            request = Request(tuple(PROMPTS[3]), params, sample=sample)
+            alone.append(Engine(session).generate([request])[0].generated_ids)
+    with get_device("cpu").load(llama.compile(weight_format="f32")) as session:
+        first = Request(tuple(PROMPTS[3]), params)
+        others = [Request(tuple(PROMPTS[3]), params, sample=n, like=first) for n in (1, 2)]
+        together = [output.generated_ids for output in Engine(session).generate([first, *others])]
+    assert together == alone and len(set(alone)) == 3
+
+
+def test_log_probabilities_of_a_prompt(llama: Exported) -> None:
+    with get_device("cpu").load(llama.compile(weight_format="f32", max_tokens=4)) as session:
+        params = SamplingParams(max_new_tokens=1, prompt_logprobs=2)
+        output = Engine(session).generate([Request(tuple(PROMPT), params)])[0]
+    wanted = llama.logits(PROMPT).log_softmax(-1)
+    found = [record.logprob for record in output.prompt_logprobs if record is not None]
+    assert output.prompt_logprobs[0] is None
+    np.testing.assert_allclose(found, [float(wanted[n, t]) for n, t in enumerate(PROMPT[1:])], atol=1e-4)
+
+
+def test_calibration_brings_int4_nearer(llama: Exported, tmp_path: Path) -> None:
+    errors = []
+    for calibration in ("", "self"):
+        compiled = llama.compile(weight_format="int4", linear_kernel="auto", kv_cache="f32", calibration=calibration)
+        with get_device("cpu").load(compiled) as session:
+            found = all_logits(session, [1, *PROMPT * 4], 50)
+        wanted = llama.logits([1, *PROMPT * 4]).numpy()
+        errors.append(float(np.square(found - wanted).mean()))
+    assert errors[1] < errors[0]
+
+
+def test_the_folder_is_all_that_is_needed(llama: Exported, tmp_path: Path) -> None:
+    compiled = llama.compile(weight_format="int8")
+    with get_device("cpu").load(compiled) as session:
+        wanted = all_logits(session, PROMPT, 11)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(compiled.folder, moved)
+    with get_device("cpu").load(load_compiled(moved)) as session:
+        np.testing.assert_array_equal(all_logits(session, PROMPT, 11), wanted)
+    names = {path.name for path in moved.iterdir()}
+    assert {"model.onnx", "weights.bin", "manifest.json"} <= names
+    assert not [name for name in names if name.startswith("tmp")]
+
+
+def test_a_layer_with_recurrent_state_lies_beside_one_in_blocks(hybrid: Exported) -> None:
+    compiled = hybrid.compile(weight_format="f32", batch_size=2)
+    assert sorted(way.split(":")[0] for way in compiled.report["layers"].values()) == ["blocks", "slots"]
+    prompts = [[3, 9, 4, 11, 6, 2, 5], [8, 8, 1], [5, 4, 3, 2]]
+    with get_device("cpu").load(compiled) as session:
+        assert session.limits.paging is not None and not session.limits.paging.shareable
+        requests = [Request(tuple(ids), SamplingParams(max_new_tokens=12)) for ids in prompts]
+        outputs = Engine(session).generate(requests)
+    assert [list(o.generated_ids) for o in outputs] == [hybrid.greedy(ids, 12) for ids in prompts]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weight_format": "int5"}, "'int5' is not one of .* Did you mean"),
+        ({"weight_format": 8}, "must be str"),
+        ({"wieght_format": "int4"}, "does not know the option 'wieght_format'"),
+        ({"weight_format": "int4", "group_size": 48}, "group_size 48"),
+        ({"weight_format": "bf16", "kv_cache": "f16"}, "does not go with"),
+        ({"weight_format": "f32", "kv_cache_tokens": -1}, "kv_cache_tokens"),
+        ({"weight_format": "int4", "calibration": "no/such/file.txt"}, "neither 'self' nor a text file"),
+    ],
+)
+def test_options_are_refused_before_work(llama: Exported, options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        llama.compile(**options)
+
+
+def test_a_closed_session_says_so(llama: Exported) -> None:
+    session = get_device("cpu").load(llama.compile(weight_format="f32"))
+    session.close()
+    session.close()
+    with pytest.raises(DeviceError, match="closed"):
+        session.run(Batch((Row(0, [1], 0, 1, (0,)),)))
