@@ -129,7 +129,7 @@ def example_of(document: str) -> str:
 def test_examples_run_as_they_stand(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's, the quick start's and those of docs/sampling.md: the first exports what the others find."""
+    """The README's, the quick start's and those of docs/: the first exports what the others find."""
     monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.mktemp("examples")))
     monkeypatch.delenv("QEFF_DEVICE", raising=False)
     exec(compile(example_of("README.md"), "README.md", "exec"), {"__name__": "readme"})
@@ -140,6 +140,8 @@ def test_examples_run_as_they_stand(
     exec(compile(example_of("docs/sampling.md"), "docs/sampling.md", "exec"), {"__name__": "sampling"})
     said = capsys.readouterr().out
     assert "length [(" in said and re.search(r"\((7, 8|9), 99\) stop", said), said
+    exec(compile(example_of("docs/cpu.md"), "docs/cpu.md", "exec"), {"__name__": "cpu"})
+    assert "[[' " in capsys.readouterr().out
 
 
 def test_the_functions_need_no_torch_before_they_are_called() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import Exported
 
 from QEfficient.devices import Batch, Row, Session, get_device
 from QEfficient.devices.cpu.native import library_path
+from QEfficient.devices.cpu.options import OPTION_TYPES
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.request import Request
@@ -160,3 +162,8 @@ def test_a_closed_session_says_so(llama: Exported) -> None:
     session.close()
     with pytest.raises(DeviceError, match="closed"):
         session.run(Batch((Row(0, [1], 0, 1, (0,)),)))
+
+
+def test_the_document_knows_every_option() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "cpu.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", document, re.M) == list(OPTION_TYPES)
