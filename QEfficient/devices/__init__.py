@@ -195,6 +195,8 @@ class Device(ABC):
     """What it can run, in the words of `ModelFacts.task`; `features` goes with the two methods for encoders."""
     options: Mapping[str, type] = {}
     """Names and types of this device's own compile options."""
+    in_small_pieces: Mapping[str, Any] = {}
+    """Options with which its sessions cut prompts into small pieces, beside a small `prefill_seq_len`: for checks."""
 
     @classmethod
     @abstractmethod

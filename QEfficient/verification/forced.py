@@ -62,8 +62,16 @@ def feed(session: Session, waiting: Mapping[int, Sequence[Row]]) -> dict[int, di
     found: dict[int, dict[int, np.ndarray]] = {slot: {} for slot in queues}
     while ready := [rows[0] for rows in queues.values() if rows]:
         several = [row for row in ready if len(row.tokens) > 1][: session.limits.prefill_rows]
-        now = several or ready[: session.limits.decode_rows]
+        now = _within(several or ready[: session.limits.decode_rows], session.limits.tokens)
         for row, logits in zip(now, session.run(Batch(tuple(now))), strict=True):
             found[row.slot][row.start + len(row.tokens) - 1] = logits.copy()
             queues[row.slot].pop(0)
     return found
+
+
+def _within(rows: Sequence[Row], tokens: int | None) -> Sequence[Row]:
+    """The first rows that have no more tokens together than one run takes."""
+    if tokens is None:
+        return rows
+    totals = np.cumsum([len(row.tokens) for row in rows])
+    return rows[: int((totals <= tokens).sum())]

@@ -31,6 +31,7 @@ from QEfficient.transformers.models.stages import versions
 from QEfficient.transformers.transform import retain
 from QEfficient.verification.comparison import NEAR_TIE, TOLERANCE, compare
 from QEfficient.verification.eager import Expected, all_logits, expect, load_eager, twin
+from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import forced_logits
 from QEfficient.verification.locate import TOLERANCE as STATE_TOLERANCE
 from QEfficient.verification.locate import Place, locate_in_module, locate_in_program
@@ -185,7 +186,7 @@ class Ladder:
         session = stage.open(False)
         assert session is not None
         with session:
-            self._limits[stage.name] = session.limits
+            self._limits[stage.name] = with_fixed_blocks(session).limits
             found = forced_logits(session, self._expected)
         pairs = zip(self._expected, found, strict=True)
         return [

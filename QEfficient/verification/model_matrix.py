@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import transformers
 
-from QEfficient.devices import get_device
+from QEfficient.devices import device_class, get_device
 from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.errors import QEfficientError
 from QEfficient.program import CompiledProgram, load_compiled
@@ -122,8 +122,9 @@ def _checked(model_type: str, device: str) -> Outcome:
     found: dict[str, list[Comparison]] = {}
     outcome = Outcome(model_type, "")
     for way, geometry in WAYS.items():
+        asked = {**geometry, **device_class(device).in_small_pieces, "device": device}
         with tempfile.TemporaryDirectory(prefix="qefficient-") as folder:
-            compiled = _compiled(model, {**geometry, "device": device}, Path(folder))
+            compiled = _compiled(model, asked, Path(folder))
             states, note = _states(compiled)
             outcome = replace(outcome, states=states, reason=note)
             found[way] = _compared(compiled, expected)

@@ -59,20 +59,20 @@ class Target:
         chosen = get_device(device)
         progress("compile")
         length = ctx_len or max(SHORTEST_CONTEXT, -(-needed // 8) * 8)
-        return compile_program(program, self._spec(batches, length), chosen, ArtifactStore())
+        return compile_program(program, self._spec(batches, length, chosen.in_small_pieces), chosen, ArtifactStore())
 
     def _exported(self, continuous_batching: bool, progress: Callable[[str], None]) -> ExportedProgram:
         model = QEFFAutoModelForCausalLM(self.source, continuous_batching=continuous_batching)
         model.progress = progress
         return load_exported(Path(model.export()).parent)
 
-    def _spec(self, continuous_batching: bool, ctx_len: int) -> CompileSpec:
+    def _spec(self, continuous_batching: bool, ctx_len: int, pieces: Mapping[str, Any]) -> CompileSpec:
         shape = {name: value for name, value in self.geometry.items() if name in _shape_names()}
         own = {name: value for name, value in self.geometry.items() if name not in shape}
         if continuous_batching:
             shape.setdefault("full_batch_size", DEFAULT_SLOTS)
             shape.setdefault("batch_size", 1)
-        return CompileSpec(**{**DEFAULTS, **shape, "ctx_len": ctx_len}, device_options=own)
+        return CompileSpec(**{**DEFAULTS, **shape, "ctx_len": ctx_len}, device_options={**pieces, **own})
 
     def _refuse_geometry(self, device: str | None, continuous_batching: bool | None, ctx_len: int | None) -> None:
         assert self.compiled is not None

@@ -15,6 +15,7 @@ from QEfficient.devices import Batch, Limits, Row, Session
 from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import QEfficientError
 from QEfficient.verification.comparison import NEAR_TIE, compare, percent
+from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import feed, rows_of
 from QEfficient.verification.report import Check
 
@@ -47,7 +48,7 @@ class Bench:
     def fresh(self) -> Session:
         session = self.open(False)
         assert session is not None
-        return session
+        return with_fixed_blocks(session)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from QEfficient.devices import Device, Session
@@ -23,6 +24,7 @@ class CpuDevice(Device):
 
     name = "cpu"
     options = OPTION_TYPES
+    in_small_pieces: Mapping[str, Any] = MappingProxyType({"max_tokens": 8})
 
     @classmethod
     def availability(cls) -> str | None:

@@ -70,7 +70,7 @@ def packed_limits(
     """What a session of this geometry takes. With states in slots, rows of one length run together: the grid that
     these are laid out on would be mostly padding otherwise."""
     ctx_len = min(spec.ctx_len, positions or spec.ctx_len)
-    tokens = max(options.kv_cache_tokens or spec.slots * spec.ctx_len, ctx_len)
+    tokens = max(options.kv_cache_tokens or spec.slots * -(-ctx_len // BLOCK) * BLOCK, ctx_len)
     given = spec.full_batch_size or (spec.batch_size if has_states or spec.batch_size > 1 else MANY_SEQUENCES)
     slots = min(options.max_sequences or given, options.max_tokens)
     return Limits(
