@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 
 from QEfficient.cloud._arguments import Parser, UsageError, add_device, add_export, add_geometry, add_model
 
 HELP = "Compile a model, or a program that was exported before, for a device; print the folder."
 EXAMPLES = """\
   qefficient compile --ctx-len 1024                  the built-in demo model
-  qefficient compile ./checkpoint --ctx-len 4096 --full-batch-size 4 --device reference
+  qefficient compile ./checkpoint --ctx-len 4096 --full-batch-size 4 --weight-format int4
   qefficient compile --onnx-path ./program-1234/LlamaForCausalLM.onnx --prompt-len 64"""
 
 
@@ -42,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
             compiled = Preparation(model_name(arguments), arguments, clock).compiled()
     if not arguments.json:
         clock.summary()
+        for way, count in Counter(compiled.report.get("layers", {}).values()).items():
+            note(f"{count} layer{'s' if count > 1 else ''} in {way}")
         print(compiled.folder)
         return 0
     document(
@@ -50,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             "onnx_path": compiled.program.onnx_path(),
             "device": compiled.device,
             "fingerprint": compiled.fingerprint,
+            "layers": compiled.report.get("layers", {}),
             "seconds": clock.seconds,
         }
     )
