@@ -14,6 +14,7 @@ import onnx
 import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from openvino.utils.node_factory import NodeFactory
 
 from QEfficient.devices.cpu import native
 from QEfficient.devices.cpu.native import direct
@@ -256,19 +257,28 @@ def test_openvino_keeps_it_in_its_own_format(core: openvino.Core, tmp_path: Path
     assert np.array_equal(bits_of(one), bits_of(other))
 
 
-def test_python_builds_it(core: openvino.Core) -> None:
-    from openvino.utils.node_factory import NodeFactory
-
-    layer = (case := Case(130, 1000, 128)).layer
+def built_in_python(core: openvino.Core, layer: Layer, shape: list[int]) -> openvino.CompiledModel:
     factory = NodeFactory()
     factory.add_extension(str(native.library_path()))
-    x = openvino.opset13.parameter([-1, 1000], np.float32)
+    x = openvino.opset13.parameter(shape, np.float32)
     weights = [openvino.opset13.constant(array) for array in (layer.values, layer.scales)]
-    numbers = {"bits": 4, "group": 128, "in_features": 1000, "out_features": 130}
-    node = factory.create("CompressedLinear", [x, *weights], numbers)
-    model = core.compile_model(openvino.Model([node], [x]), "CPU")
+    names = ("bits", "group", "in_features", "out_features")
+    node = factory.create("CompressedLinear", [x, *weights], {name: getattr(layer, name) for name in names})
+    return core.compile_model(openvino.Model([node], [x]), "CPU")
+
+
+def test_python_builds_it(core: openvino.Core) -> None:
+    case = Case(130, 1000, 128)
     rows = case.activations(3)
-    assert np.array_equal(bits_of(model(rows)[0]), bits_of(direct.multiply(layer, rows)))
+    y = built_in_python(core, case.layer, [-1, 1000])(rows)[0]
+    assert np.array_equal(bits_of(y), bits_of(direct.multiply(case.layer, rows)))
+
+
+def test_a_width_known_only_when_it_runs_is_checked_then(core: openvino.Core) -> None:
+    model = built_in_python(core, Case(130, 1000, 128).layer, [-1, -1])
+    assert model(np.ones((2, 1000), np.float32))[0].shape == (2, 130)
+    with pytest.raises(RuntimeError, match="the layer has 1000 inputs"):
+        model(np.ones((2, 500), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ bool CompressedLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVecto
     weights.scales = reinterpret_cast<const std::uint16_t*>(inputs[2].data<const ov::float16>());
     weights.zeros = inputs.size() == 4 ? inputs[3].data<const std::uint8_t>() : nullptr;
     ov::Shape shape = inputs[0].get_shape();
+    OPENVINO_ASSERT(!shape.empty() && shape.back() == weights.in_features, "CompressedLinear got ", shape,
+                    ", but the layer has ", in_features_, " inputs");
     shape.back() = weights.out_features;
     outputs[0].set_shape(shape);
     multiply(weights, inputs[0].data<const float>(), inputs[0].get_size() / weights.in_features,
