@@ -10,7 +10,6 @@ process's largest resident set.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -21,30 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
-SHAPES = {
-    "1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-    },
-}
+from benchmarks.checkpoints import SHAPES, make_checkpoint
+
 OURS = """
 import sys
 from QEfficient import QEFFAutoModelForCausalLM
@@ -59,30 +37,6 @@ ids = torch.ones((2, 8), dtype=torch.long)
 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic=True)).save_pretrained(sys.argv[2])
 """
-
-
-def make_checkpoint(shape: str, folder: Path, shard_bytes: int = 4 * 2**30) -> None:
-    """Random weights of a shape, written shard by shard."""
-    config = LlamaConfig(**SHAPES[shape], architectures=["LlamaForCausalLM"], dtype="bfloat16")
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        names = {n: t.shape for n, t in LlamaForCausalLM(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        del names["lm_head.weight"]
-    shards: list[dict[str, torch.Size]] = [{}]
-    for name, size in names.items():
-        if 2 * sum(s.numel() for s in shards[-1].values()) + 2 * size.numel() > shard_bytes:
-            shards.append({})
-        shards[-1][name] = size
-    index = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        save_file({n: torch.randn(s).mul_(0.02).bfloat16() for n, s in shard.items()}, folder / file, {"format": "pt"})
-        index.update(dict.fromkeys(shard, file))
-    total = 2 * sum(size.numel() for size in names.values())
-    if len(shards) > 1:
-        record = {"metadata": {"total_size": total}, "weight_map": index}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(record))
 
 
 def measured(script: str, arguments: Sequence[str], store: Path) -> tuple[float, float]:
