@@ -1,1 +1,1 @@
-"""Measurements beside peers, interleaved, medians of several runs. Results go to docs/LOG.md, dated."""
+"""Measurements beside peers, interleaved, medians of several runs."""

@@ -1,7 +1,6 @@
-"""`python -m benchmarks`: every benchmark, one after the other."""
+"""`python -m benchmarks`: ours beside its peers. See `benchmarks.comparison`."""
 
-from benchmarks import export, linear
+from benchmarks.comparison import main
 
 if __name__ == "__main__":
-    export.main([])
-    linear.main([])
+    main()
