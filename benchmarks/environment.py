@@ -13,7 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LISTS = (HERE / "peers.txt", HERE / "peers_alone.txt")
-# Built here, for the processor that is here: a wheel for everybody would leave its instructions unused.
+# Built here, for the processor that is here: a wheel for everybody would leave its instructions unused, and one from pip's
+# cache may have been built with other options.
 BUILT_HERE = "llama-cpp-python"
 BUILD_OPTIONS = "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"
 
@@ -37,7 +38,9 @@ def peers_python(cache: Path) -> Path:
     _run([sys.executable, "-m", "venv", str(folder)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _run([*pip, "--upgrade", "pip"])
-    _run([*pip, "--no-binary", BUILT_HERE, "-r", str(LISTS[0])], CMAKE_ARGS=BUILD_OPTIONS)
+    built = next(line for line in LISTS[0].read_text().splitlines() if line.startswith(BUILT_HERE))
+    _run([*pip, "--no-cache-dir", "--no-binary", BUILT_HERE, built], CMAKE_ARGS=BUILD_OPTIONS)
+    _run([*pip, "-r", str(LISTS[0])])
     _run([*pip, "--no-deps", "-r", str(LISTS[1])])
     stamp.write_text(wanted)
     print(f"The peers' environment is ready after {time.perf_counter() - started:.0f} s.", flush=True)
