@@ -108,7 +108,7 @@ def offline() -> dict[str, str]:
 def own_fingerprint() -> str:
     """Changes with any source of ours."""
     state = hashlib.sha256()
-    for path in sorted(p for kind in ("py", "cpp", "h", "txt") for p in (TOP / "QEfficient").rglob(f"*.{kind}")):
+    for path in sorted(p for kind in ("py", "cpp", "hpp", "so") for p in (TOP / "QEfficient").rglob(f"*.{kind}")):
         state.update(path.read_bytes())
     return state.hexdigest()[:12]
 

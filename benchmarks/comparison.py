@@ -39,6 +39,8 @@ from benchmarks.tables import tables
 
 COMPARED = ("0.5b", "1b")
 ROUNDS, LEAST_ROUNDS, QUICK_ROUNDS = 5, 3, 1
+WIDTH = 160
+"""Of tables in a file; a terminal knows its own."""
 OWN_LIBRARIES = ("torch", "transformers", "openvino", "onnx", "numpy")
 
 
@@ -146,12 +148,13 @@ def _start(engine: Engine, python: Path, cache: Path) -> Worker:
 
 def show(results: Results) -> None:
     """The tables, on the terminal."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     for shape in results.facts:
         for table in tables(View(results, shape)):
-            shown = TerminalTable(title=f"{shape}: {table.title}", caption=table.note, title_justify="left")
+            console.print(f"\n[bold]{shape}: {table.title}[/]\n{table.note}", highlight=False)
+            shown = TerminalTable()
             for number, name in enumerate(table.head):
-                shown.add_column(name, justify="right" if number else "left")
+                shown.add_column(name, justify="right" if number else "left", no_wrap=not number)
             for row in table.rows:
                 shown.add_row(*row)
             console.print(shown)

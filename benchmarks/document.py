@@ -57,6 +57,7 @@ def _head(results: Results) -> str:
         f" (lowest reading of the run: {min(results.bandwidths) / 1e9:.1f})",
         f"- system: {machine['system']}",
         f"- commit: {about['commit']}",
+        f"- closed after each use, since their threads did not rest: {', '.join(about.get('restless', ())) or 'none'}",
         f"- every sample: [{SAMPLES}]({SAMPLES})\n",
     ]
     return "\n".join(lines)

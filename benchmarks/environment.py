@@ -13,8 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LISTS = (HERE / "peers.txt", HERE / "peers_alone.txt")
-# Built here, for the processor that is here: a wheel for everybody would leave its instructions unused, and one from pip's
-# cache may have been built with other options.
+# Built here, for the processor that is here: a wheel for everybody would leave its instructions unused, and one from
+# pip's cache may have been built with other options.
 BUILT_HERE = "llama-cpp-python"
 BUILD_OPTIONS = "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"
 

@@ -135,7 +135,7 @@ def _outcome(case: Case, values: dict[str, float]) -> str:
     if case.fresh:
         seconds = values["open_seconds"] + values["first_token_seconds"]
         return f"{seconds:.2f} s to the first token, {values['resident'] / 1e6:,.0f} MB"
-    said = [f"prompt {case.context * case.sequences / values['prefill_seconds']:,.0f} tok/s"]
+    said = [f"prompt {case.context / values['prefill_seconds']:,.0f} tok/s"] if case.sequences == 1 else []
     if "decode_seconds" in values:
         said.append(f"decode {case.sequences * values['tokens'] / values['decode_seconds']:,.1f} tok/s")
     return ", ".join(said)

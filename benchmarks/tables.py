@@ -52,6 +52,8 @@ def tables(view: View) -> list[Table]:
     """Those for which there are samples."""
     found = [_targets(view)]
     for group in GROUPS:
+        if {case.name for case in _cases(view, group)} <= {BATCHES[0].name} and group.cases is CONTEXTS:
+            continue  # the first case stands among the decode cases already
         found += [_speeds(view, group), _ratios(view, group)]
         if group.metric == "decode":
             found.append(_limits(view, group))
@@ -162,4 +164,6 @@ def _verdict(verdict: Verdict) -> tuple[str, ...]:
 def _shown(spread: Spread | None, digits: int) -> str | None:
     if spread is None:
         return None
+    if spread.least == spread.most:
+        return f"{spread.median:,.{digits}f}"
     return f"{spread.median:,.{digits}f} ({spread.least:,.{digits}f}–{spread.most:,.{digits}f})"

@@ -20,7 +20,7 @@ class Own(Runner):
         import numpy  # noqa: F401
         import openvino  # noqa: F401
 
-        import QEfficient.devices.cpu.paged
+        import QEfficient.devices.cpu.packed
         import QEfficient.generation.engine
         import QEfficient.program  # noqa: F401
 

@@ -69,8 +69,8 @@ def memory() -> dict[str, int]:
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, value, *_ = line.split()
         parts[name.rstrip(":")] = int(value) * 1024
-    private = parts["Private_Clean"] + parts["Private_Dirty"]
-    return {"resident": parts["Rss"], "private": private, "file": parts["Rss"] - parts["Anonymous"]}
+    # Not Private_*: a mapped page counts there or not depending on which other processes have it mapped as well
+    return {"resident": parts["Rss"], "private": parts["Anonymous"], "file": parts["Rss"] - parts["Anonymous"]}
 
 
 class Service:
