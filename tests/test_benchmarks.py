@@ -282,7 +282,7 @@ def test_bandwidth_is_positive() -> None:
 
 
 def test_names_choose_and_wrong_ones_are_refused() -> None:
-    assert [engine.name for engine in named_engines(["llama.cpp-q4*"])] == ["llama.cpp-q4_0", "llama.cpp-q4_0-kv8"]
+    assert [engine.name for engine in named_engines(["llama.cpp-q*"])] == ["llama.cpp-q4_0", "llama.cpp-q8_0"]
     assert "ours-bf16" not in [engine.name for engine in named_engines(["ours-*"])]
     assert [engine.name for engine in named_engines(["ours-bf16"])] == ["ours-bf16"]
     assert named_cases(["open", "4x128"]) == (FOUR, OPEN)
