@@ -20,9 +20,10 @@ round; tokens are chosen greedily; the two steps after a prompt are not counted.
 real models, so the figures say nothing about quality. Figures are medians over the rounds; ratios are taken within a
 round. `ours-*` is a loop around a session; `ours-*-engine` is the same through the engine that serves requests.
 
-The formats: llama.cpp's Q4_0 has a head in Q6_K, its cache is in f16; openvino-genai's int4 has groups of
-128 everywhere, `head8` keeps the head and the embedding in int8; onnxruntime-genai's int4 has blocks of 32 and a cache
-in f32; ours has groups of 128, head and embedding included. openvino-genai and ours keep keys and values in 8 bits.
+The formats: llama.cpp's Q4_0 has a head in Q6_K, its cache is in f16; openvino-genai's int4 has groups of 128
+everywhere, `head8` keeps the head and the embedding in int8; onnxruntime-genai's int4 has blocks of 32 and a cache in
+f32; ours has groups of 128 in layers and head, and an embedding in 8 bits beside them, which is looked up, not read.
+openvino-genai and ours keep keys and values in 8 bits.
 """
 ACROSS = {
     "Decode over sequences": ("decode", "sequences"),
