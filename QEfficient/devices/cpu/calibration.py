@@ -13,7 +13,7 @@ import onnx_ir as ir
 from QEfficient.devices import Batch, Row
 from QEfficient.devices.cpu.compression import Compression
 from QEfficient.devices.cpu.linear import find_linears
-from QEfficient.devices.cpu.opening import MODEL_FILE, open_model
+from QEfficient.devices.cpu.opening import MODEL_FILE, ModelFile
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.devices.cpu.packed import BLOCK, allocate_caches, feeds
 from QEfficient.devices.cpu.weights import WeightFile
@@ -54,7 +54,7 @@ def calibrate(program: ExportedProgram, model: ir.Model, text: str, folder: Path
     with WeightFile(folder) as file:
         Compression(model, file, OPTIONS).run(find_linears(model))
     ir.save(model, folder / MODEL_FILE)
-    request = open_model(folder, OPTIONS).create_infer_request()
+    request = ModelFile(folder, OPTIONS).compiled().create_infer_request()
     allocate_caches(request, SEQUENCES * -(-LENGTH // BLOCK))
     with ExitStack() as stack:
         run = _Run(request, calibration.open(stack))

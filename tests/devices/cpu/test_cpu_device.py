@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from conftest import Exported
@@ -25,6 +26,12 @@ PROMPT = [7, 150, 33, 2, 90, 211, 5, 64, 17, 120, 8]
 PROMPTS = [PROMPT, PROMPT[:3], [250, 1], PROMPT + PROMPT + PROMPT + PROMPT]
 FORMATS = [("f32", 1e-6), ("bf16", 0.02), ("f16", 0.02), ("int8", 0.03), ("int4", 0.4)]
 """Weight format, and the error of the logits as a part of their spread. Random weights are the worst case."""
+
+
+with_native_library = pytest.mark.skipif(
+    library_path() is None and not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="there is no compiler, so there is no library",
+)
 
 
 def all_logits(session: Session, ids: Sequence[int], chunk: int) -> np.ndarray:
@@ -56,7 +63,7 @@ def test_logits_with_every_cache_format(llama: Exported, kv_cache: str, largest:
     assert off < largest
 
 
-@pytest.mark.skipif(library_path() is None, reason="the native library is not built")
+@with_native_library
 @pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"group_size": 32}], ids=str)
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
 def test_both_kernels_compute_the_same(llama: Exported, weight_format: str, options: dict[str, object]) -> None:
@@ -67,6 +74,31 @@ def test_both_kernels_compute_the_same(llama: Exported, weight_format: str, opti
             found.append(all_logits(session, PROMPT, 5))
     off = error(found[0], torch.from_numpy(found[1]))
     assert off < 0.04  # they round activations in different groups
+
+
+def test_layers_fed_alike_are_one_node(llama: Exported) -> None:
+    model = ir.load(llama.compile(weight_format="int4").folder / "model.onnx")
+    compressed = [node for node in model.graph if node.op_type == "CompressedLinear"]
+    names = {str(value.name) for node in compressed for value in node.inputs[1:] if value is not None}
+    assert [len(node.outputs) for node in compressed] == [3, 1, 2, 1] * 2 + [1]
+    assert len(names) == 2 * 15  # values and scales of each matrix
+
+
+def test_a_matrix_in_two_formats(llama: Exported) -> None:
+    compiled = llama.compile(weight_format="int4", head_format="int8", kv_cache="f32")
+    with get_device("cpu").load(compiled) as session:
+        assert error(all_logits(session, PROMPT, 4), llama.logits(PROMPT)) < 0.4
+
+
+@pytest.mark.parametrize("weight_format", ["f32", "int4"])
+def test_a_token_alone_as_in_company(llama: Exported, weight_format: str) -> None:
+    with get_device("cpu").load(llama.compile(weight_format=weight_format, kv_cache="f32")) as session:
+        rows = [Row(slot, PROMPT, 0, 1, (slot,)) for slot in (0, 1)]
+        session.run(Batch(tuple(rows)))
+        after = [Row(slot, [9], len(PROMPT), 1, (slot,)) for slot in (0, 1)]
+        together = session.run(Batch(tuple(after))).copy()
+        alone = session.run(Batch((after[1],)))
+    np.testing.assert_allclose(alone[0], together[1], rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_of_a_batch_that_shares_and_gives_way(llama: Exported) -> None:
