@@ -49,6 +49,7 @@ def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, f
     opened = _opened(program, ctx_len)
     linears = find_linears(opened.model)
     chosen = options.resolved(linear_bytes(linears))
+    chosen.check()
     with TemporaryDirectory(dir=folder) as scratch, WeightFile(folder) as file:
         activations = _activations(program, ctx_len, chosen, Path(scratch)) if chosen.calibration else None
         Compression(opened.model, file, chosen, activations).run(linears)

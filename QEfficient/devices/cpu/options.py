@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from QEfficient.errors import OptionError, did_you_mean
@@ -14,6 +16,7 @@ CACHES = ("f32", "f16", "u8")
 CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "f32", "u8")}
 """What attention takes, by what it computes in."""
 KERNELS = ("auto", "native", "openvino")
+OWN_TEXT = "self"
 GROUP_SIZES = (32, 64, 128)
 COMPRESSED_FROM = 200_000_000
 """Bytes of float32 linear weights from which "auto" means 8 bits: below, exactness costs next to nothing."""
@@ -61,6 +64,23 @@ class CpuOptions:
                 raise OptionError(f"{name} must not be negative, but it is {getattr(self, name)}.")
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is done for it."""
+        if not self.calibration:
+            return
+        if self.calibration != OWN_TEXT and not Path(self.calibration).is_file():
+            raise OptionError(f"calibration '{self.calibration}' is neither '{OWN_TEXT}' nor a text file.")
+        if self.weight_format != "auto" and not self.compresses:
+            raise OptionError(
+                f"calibration is for weight_format int8 and int4, not for '{self.weight_format}'. Leave it out."
+            )
+
+    def calibration_digest(self) -> str | None:
+        """Stands for the content of the calibration's file."""
+        if self.calibration in ("", OWN_TEXT):
+            return None
+        return hashlib.sha256(Path(self.calibration).read_bytes()).hexdigest()
 
     @property
     def compresses(self) -> bool:

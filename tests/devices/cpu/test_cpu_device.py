@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Exported
 
+from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices import Batch, Row, Session, get_device
 from QEfficient.devices.cpu.native import library_path
 from QEfficient.devices.cpu.options import OPTION_TYPES
@@ -21,6 +22,7 @@ from QEfficient.generation.engine import Engine
 from QEfficient.generation.request import Request
 from QEfficient.program import load_compiled
 from QEfficient.specs import SamplingParams
+from QEfficient.verification.tiny_models import tiny_model
 
 PROMPT = [7, 150, 33, 2, 90, 211, 5, 64, 17, 120, 8]
 PROMPTS = [PROMPT, PROMPT[:3], [250, 1], PROMPT + PROMPT + PROMPT + PROMPT]
@@ -181,11 +183,30 @@ def test_a_layer_with_recurrent_state_lies_beside_one_in_blocks(hybrid: Exported
         ({"weight_format": "bf16", "kv_cache": "f16"}, "does not go with"),
         ({"weight_format": "f32", "kv_cache_tokens": -1}, "kv_cache_tokens"),
         ({"weight_format": "int4", "calibration": "no/such/file.txt"}, "neither 'self' nor a text file"),
+        ({"weight_format": "bf16", "calibration": "self"}, "not for 'bf16'"),
+        ({"calibration": "self"}, "not for 'f32'"),
     ],
 )
-def test_options_are_refused_before_work(llama: Exported, options: dict[str, object], sentence: str) -> None:
+def test_options_are_refused(llama: Exported, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         llama.compile(**options)
+
+
+def test_options_are_refused_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = QEFFAutoModelForCausalLM(tiny_model("llama"))
+    monkeypatch.setattr(model, "export", lambda **_: pytest.fail("exported"))
+    for options in ({"weight_format": "int5"}, {"calibration": str(tmp_path / "none.txt"), "weight_format": "int4"}):
+        with pytest.raises(OptionError):
+            model.compile(device="cpu", **options)
+
+
+def test_another_text_is_another_calibration(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    device, given = get_device("cpu"), {"weight_format": "int4", "calibration": str(text)}
+    text.write_text("one", encoding="utf-8")
+    first = device.ingredients(given)
+    text.write_text("two", encoding="utf-8")
+    assert device.ingredients(given) != first
 
 
 def test_a_closed_session_says_so(llama: Exported) -> None:
