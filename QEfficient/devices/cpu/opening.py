@@ -37,6 +37,8 @@ class ModelFile:
         native = _native_library(options.linear_kernel) if options.compresses else None
         self.is_native = native is not None
         """Whether our kernel computes the compressed layers, from weights that stay where they are."""
+        if options.batch_invariant and native is None:
+            raise DeviceError(f"{folder} was compiled with batch_invariant, but {why_missing()}")
         self._settings = settings(options)
         self._core = openvino.Core()
         if native is not None:
@@ -94,12 +96,16 @@ def _say_once(reason: str) -> None:
     logger.warning("compressed layers run on OpenVINO's own kernels: %s", reason)
 
 
+def thread_count(options: CpuOptions) -> int:
+    return options.num_threads or len(os.sched_getaffinity(0))
+
+
 def settings(options: CpuOptions) -> dict[str, Any]:
     """OpenVINO's own properties."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": options.num_threads or len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": thread_count(options),
         "INFERENCE_PRECISION_HINT": COMPUTED_IN.get(options.weight_format, "f32"),
         "KV_CACHE_PRECISION": options.kv_cache,
     }

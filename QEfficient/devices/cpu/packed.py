@@ -11,7 +11,7 @@ import numpy as np
 
 from QEfficient.devices import Batch, Limits, Paging, Row, Session
 from QEfficient.devices.cpu.buffers import StateBuffers
-from QEfficient.devices.cpu.opening import ModelFile, infer
+from QEfficient.devices.cpu.opening import ModelFile, infer, thread_count
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.errors import DeviceError
 from QEfficient.program import CompiledProgram
@@ -36,9 +36,12 @@ class PackedSession(Session):
         options, report = CpuOptions(**compiled.report["options"]), compiled.report
         graph = compiled.program.graphs["lm"].spec
         self.limits = packed_limits(compiled.spec, options, graph.context.positions, bool(report["states"]))
+        self._threads = thread_count(options)
+        self._is_invariant = options.batch_invariant
         self._requests: Any = self._open(ModelFile(compiled.folder, options))
         assert self.limits.paging is not None
-        caches = allocate_caches(self._requests[0], self.limits.paging.blocks)
+        self._spare = self.limits.paging.blocks  # behind all the others
+        caches = allocate_caches(self._requests[0], self._spare + 1)
         for name, tensor in caches.items():
             self._requests[-1].set_tensor(name, tensor)
         self._caches = [tensor.data for tensor in caches.values()]
@@ -51,13 +54,16 @@ class PackedSession(Session):
         """The program for any batch, and last the one for a token alone; kernels other than ours may keep a copy of
         the weights for each program, so with them one has to do."""
         self._inputs = set(model.inputs)
-        variants = [{}, self._sizes_of(ALONE)] if model.is_native else [{}]
+        has_both = model.is_native and not self._is_invariant
+        variants = [{}, self._sizes_of(ALONE)] if has_both else [{}]
         return [program.create_infer_request() for program in model.compiled_for(variants)]
 
     def run(self, batch: Batch) -> np.ndarray:
         self.limits.check(batch)
         if self._requests is None:
             raise DeviceError("the session is closed.")
+        if self._is_invariant:
+            batch = apart(batch, self._threads, self._spare)
         request = self._requests[-1 if _is_alone(batch) else 0]
         self._buffers.bind(request)
         logits = infer(request, self._feeds(batch))
@@ -81,6 +87,18 @@ class PackedSession(Session):
     def close(self) -> None:
         self._requests = self._buffers = None
         self._caches = []
+
+
+def apart(batch: Batch, least: int, spare: int) -> Batch:
+    """The same tokens, each as a sequence of its own over the blocks of its row: attention of OpenVINO adds up in
+    another order for a chunk than for a token, and for fewer sequences than it has threads. Rows in the block `spare`
+    make up for these."""
+    rows = []
+    for row in batch.rows:
+        first = len(row.tokens) - row.logits
+        for number, token in enumerate(row.tokens):
+            rows.append(Row(row.slot, (token,), row.start + number, int(number >= first), row.blocks))
+    return Batch((*rows, *[Row(0, (0,), 0, 0, (spare,))] * (least - len(rows))))
 
 
 def _is_alone(batch: Batch) -> bool:

@@ -103,6 +103,23 @@ def test_a_token_alone_as_in_company(llama: Exported, weight_format: str) -> Non
     np.testing.assert_allclose(alone[0], together[1], rtol=1e-4, atol=1e-4)
 
 
+@with_native_library
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("options", [{"weight_format": "int4"}, {"weight_format": "int8", "kv_cache": "f32"}], ids=str)
+def test_the_same_bits_in_every_company(llama: Exported, options: dict[str, object], threads: int) -> None:
+    compiled = llama.compile(**options, batch_invariant=True, num_threads=threads)
+    ids, blocks = PROMPT * 6, (2, 0, 1)
+    with get_device("cpu").load(compiled) as session:
+        alone = all_logits(session, ids, 1)
+        for size, others in ((7, 1), (len(ids), 0), (13, 2)):
+            found = []
+            for start in range(0, len(ids), size):
+                own = Row(0, part := ids[start : start + size], start, len(part), blocks)
+                company = [Row(n, ids[:size], 0, 1, (2 + n,)) for n in range(1, others + 1)]
+                found.append(session.run(Batch((own, *company)))[: len(part)].copy())
+            np.testing.assert_array_equal(np.concatenate(found), alone)
+
+
 def test_tokens_of_a_batch_that_shares_and_gives_way(llama: Exported) -> None:
     compiled = llama.compile(weight_format="f32", batch_size=2, kv_cache_tokens=128, max_tokens=16)
     prompts = [*PROMPTS, PROMPTS[3] + [9], PROMPTS[0]]
@@ -185,6 +202,9 @@ def test_a_layer_with_recurrent_state_lies_beside_one_in_blocks(hybrid: Exported
         ({"weight_format": "int4", "calibration": "no/such/file.txt"}, "neither 'self' nor a text file"),
         ({"weight_format": "bf16", "calibration": "self"}, "not for 'bf16'"),
         ({"calibration": "self"}, "not for 'f32'"),
+        ({"weight_format": "int8", "batch_invariant": True, "kv_cache": "u8"}, "does not go with kv_cache 'u8'"),
+        ({"weight_format": "int8", "batch_invariant": True, "linear_kernel": "openvino"}, "linear_kernel 'openvino'"),
+        ({"weight_format": "bf16", "batch_invariant": True}, "not for 'bf16'"),
     ],
 )
 def test_options_are_refused(llama: Exported, options: dict[str, object], sentence: str) -> None:
