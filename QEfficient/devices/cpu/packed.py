@@ -21,6 +21,8 @@ BLOCK = 32
 """Tokens of a block: what PagedAttention has on CPUs."""
 MANY_SEQUENCES = 32
 PADDING = -1
+ROUNDED = ((8, 1), (64, 8))
+"""Up to how many tokens their number is rounded up to a multiple of what; beyond to one of a block's."""
 ALONE = Batch((Row(0, (0,), 0, blocks=(0,)),))
 """One token of one sequence. It has a program of its own, in which OpenVINO need not look at the sizes of everything
 before each layer: these take a tenth of such a run."""
@@ -38,6 +40,7 @@ class PackedSession(Session):
         self.limits = packed_limits(compiled.spec, options, graph.context.positions, bool(report["states"]))
         self._threads = thread_count(options)
         self._is_invariant = options.batch_invariant
+        self._rounds_up = not options.compresses and not report["states"]
         self._requests: Any = self._open(ModelFile(compiled.folder, options))
         assert self.limits.paging is not None
         self._spare = self.limits.paging.blocks  # behind all the others
@@ -64,6 +67,8 @@ class PackedSession(Session):
             raise DeviceError("the session is closed.")
         if self._is_invariant:
             batch = apart(batch, self._threads, self._spare)
+        if self._rounds_up:
+            batch = rounded_up(batch, self._spare)
         request = self._requests[-1 if _is_alone(batch) else 0]
         self._buffers.bind(request)
         logits = infer(request, self._feeds(batch))
@@ -99,6 +104,15 @@ def apart(batch: Batch, least: int, spare: int) -> Batch:
         for number, token in enumerate(row.tokens):
             rows.append(Row(row.slot, (token,), row.start + number, int(number >= first), row.blocks))
     return Batch((*rows, *[Row(0, (0,), 0, 0, (spare,))] * (least - len(rows))))
+
+
+def rounded_up(batch: Batch, spare: int) -> Batch:
+    """With some tokens in the block `spare`, for a number of tokens that comes again: OpenVINO makes a program for each
+    number that its own linear layers meet, which takes time and is kept."""
+    count = sum(len(row.tokens) for row in batch.rows)
+    step = next((step for most, step in ROUNDED if count <= most), BLOCK)
+    missing = -count % step
+    return Batch((*batch.rows, Row(0, (0,) * missing, 0, 0, (spare,)))) if missing else batch
 
 
 def _is_alone(batch: Batch) -> bool:

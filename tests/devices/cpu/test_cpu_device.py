@@ -17,6 +17,7 @@ from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices import Batch, Row, Session, get_device
 from QEfficient.devices.cpu.native import library_path
 from QEfficient.devices.cpu.options import OPTION_TYPES
+from QEfficient.devices.cpu.packed import rounded_up
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.request import Request
@@ -101,6 +102,16 @@ def test_a_token_alone_as_in_company(llama: Exported, weight_format: str) -> Non
         together = session.run(Batch(tuple(after))).copy()
         alone = session.run(Batch((after[1],)))
     np.testing.assert_allclose(alone[0], together[1], rtol=1e-4, atol=1e-4)
+
+
+def test_few_numbers_of_tokens_meet_layers_of_openvino() -> None:
+    counts = set()
+    for count in range(1, 513):
+        batch = rounded_up(Batch((Row(0, (1,) * count, 0, 1),)), spare=7)
+        counts.add(sum(len(row.tokens) for row in batch.rows))
+        assert batch.rows[0].tokens == (1,) * count and len(batch.rows) <= 2
+        assert all(row.blocks == (7,) and not row.logits and len(row.tokens) <= 32 for row in batch.rows[1:])
+    assert len(counts) < 32 and max(counts) == 512
 
 
 @with_native_library
