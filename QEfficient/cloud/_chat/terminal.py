@@ -98,16 +98,10 @@ def _quoted(first: str, line: Callable[[str], str | None]) -> str:
 
 @contextlib.contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C is only noted, for whoever asks; a second one interrupts as ever."""
+    """Inside, Ctrl-C is only noted, for whoever asks: an exception would leave a step of the engine half done."""
     pressed: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
     try:
-        before = signal.signal(signal.SIGINT, note)
+        before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     except ValueError:  # only the main thread may
         yield lambda: False
         return
