@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from QEfficient.cloud._chat.loop import Chat
     from QEfficient.cloud._presentation import StageClock
     from QEfficient.program import CompiledProgram
+    from QEfficient.specs import CompileSpec
 
 HELP = "Talk with a model: answers as they come, the conversation remembered, /commands."
 EXAMPLES = """\
@@ -50,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ctx_len is None:
         arguments.ctx_len = usual_context(name)
     with StageClock(arguments.verbose) as clock:
-        check = lambda spec: model_tokenizer(name, tokenizer_options(arguments))  # noqa: E731  refuses one without
+
+        def check(spec: CompileSpec) -> None:
+            model_tokenizer(name, tokenizer_options(arguments))  # which refuses a model without one
+
         compiled = Preparation(name, arguments, clock).compiled(check)
         chat = _run(name, compiled, given, arguments, clock)
     if arguments.json:
@@ -77,13 +81,14 @@ def _run(
     name: str, compiled: CompiledProgram, given: dict[str, Any], arguments: argparse.Namespace, clock: StageClock
 ) -> Chat:
     from QEfficient.cloud import _generation as generation
+    from QEfficient.cloud._chat.commands import command_names
     from QEfficient.cloud._chat.conversation import Conversation
     from QEfficient.cloud._chat.loop import Chat, Partner
     from QEfficient.cloud._chat.settings import Settings
     from QEfficient.cloud._chat.terminal import Terminal
 
     generation.check_program(compiled)
-    settings, terminal = Settings(compiled.program.model.generation, given), Terminal(arguments.json)
+    settings, terminal = Settings(compiled.program.model.generation, given), Terminal(arguments.json, command_names())
     with generation.opened(compiled, generation.open_tokenizer(compiled), clock) as (engine, text):
         partner = Partner(name, compiled.device, engine, text)
         chat = Chat(partner, settings, terminal, Conversation(arguments.system or ""))

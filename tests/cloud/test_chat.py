@@ -17,7 +17,7 @@ from QEfficient.cloud._chat.answers import figures
 from QEfficient.cloud._chat.commands import COMMANDS
 from QEfficient.cloud._chat.conversation import Conversation, Turn, load, save
 from QEfficient.cloud._chat.settings import Settings, setting_names
-from QEfficient.cloud._chat.terminal import read_message
+from QEfficient.cloud._chat.terminal import Terminal, read_message
 from QEfficient.devices import DeviceError
 from QEfficient.errors import OptionError
 from QEfficient.generation.request import RequestOutput, Timings
@@ -128,6 +128,15 @@ def test_an_interrupted_script_is_interrupted() -> None:
     talk.terminal.interactive = False
     with pytest.raises(KeyboardInterrupt):
         talk.run()
+
+
+def test_ctrl_c_ends_a_script_in_the_middle_of_an_answer() -> None:
+    talk = Talk("hello", "next")
+    talk.terminal.interactive = False
+    talk.terminal.while_saying = lambda answers: press()
+    with pytest.raises(KeyboardInterrupt):
+        talk.run()
+    assert talk.said == [] and talk.chat.partner.engine.idle
 
 
 # The context
@@ -294,6 +303,14 @@ def test_a_message_of_several_lines(lines: list[str], message: str | None) -> No
 
 
 # Smaller things
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_model_gives_a_terminal_no_orders(interactive: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    terminal.interactive = interactive
+    terminal.say("é\t\x1b[2J\r\n")
+    assert capsys.readouterr().out == ("é\t�[2J�\n" if interactive else "é\t\x1b[2J\r\n")
 
 
 def test_figures_of_an_answer_that_was_over_at_once() -> None:

@@ -114,7 +114,7 @@ def test_a_model_without_a_template_goes_on_with_the_text(
 # A terminal
 
 
-def test_colours_and_line_editing(pipe: Any, chat_model: Path, chat_home: Path) -> None:
+def test_colours_editing_completion_and_pasting(pipe: Any, chat_model: Path, chat_home: Path) -> None:
     assert pipe().code == 0  # the program is made
     words = ("QEfficient.cloud.chat", str(chat_model), "--device", "cpu", "--ctx-len", "256", "--max-new-tokens", "9")
     with PseudoTerminal(*words, QEFF_HOME=str(chat_home)) as terminal:
@@ -127,6 +127,15 @@ def test_colours_and_line_editing(pipe: Any, chat_model: Path, chat_home: Path) 
         terminal.wait_for(PROMPT)
         terminal.type("\x1b[A\x1b[A\r")  # the line before the last
         terminal.wait_for("9 tokens")
+        terminal.wait_for(PROMPT)
+        terminal.type("/sh\t\r")
+        terminal.wait_for("turns +1")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x1b[200~pasted\nlines\x1b[201~\r")
+        terminal.wait_for("9 tokens")
+        terminal.wait_for(PROMPT)
+        terminal.type("/undo\r")
+        terminal.wait_for("forgotten: pasted lines")
         terminal.wait_for(PROMPT)
         terminal.type("\x04")
         assert terminal.end() == 0

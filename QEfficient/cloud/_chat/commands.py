@@ -28,12 +28,17 @@ class ChatCommand:
     run: Callable[[Chat, str], None]
 
 
+def command_names() -> list[str]:
+    """Every name, as it is typed."""
+    return [f"/{name}" for name in (*COMMANDS, *ALIASES)]
+
+
 def run_command(chat: Chat, typed: str) -> None:
     """Run `/name rest`, or say what was probably meant."""
     name, _, rest = typed.removeprefix("/").partition(" ")
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
-        meant = did_you_mean(f"/{name}", [f"/{known}" for known in (*COMMANDS, *ALIASES)])
+        meant = did_you_mean(f"/{name}", command_names())
         raise UsageError(f"there is no command '/{name}'.{meant} /help lists them; // begins a message with a slash.")
     COMMANDS[name].run(chat, rest.strip())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,7 @@ class Chat:
         prompt = self.prompts.fitted(self.conversation, question, params.max_new_tokens)
         self._say_what_is_left_out(prompt)
         request = self.partner.text.request(prompt.ids, params)
-        with interruption() as stopped:
+        with interruption() if self.terminal.interactive else nullcontext(lambda: False) as stopped:
             output = answer(self.partner.engine, self.partner.text, request, self.terminal.say, stopped)
         self.terminal.end_line()
         self._record(output)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 PROMPT, CONTINUED = "> ", "… "
 QUOTES = '"""'
+CONTROL, UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"), "\N{REPLACEMENT CHARACTER}"
 
 
 class Terminal:
     """Answers go to stdout, everything else to stderr; with `as_json` stdout is left to the document at the end."""
 
-    def __init__(self, as_json: bool = False) -> None:
+    def __init__(self, as_json: bool = False, completions: Sequence[str] = ()) -> None:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self._answers = sys.stderr if as_json else sys.stdout
         self._dims = self.interactive and _takes_colour(sys.stderr)
@@ -24,8 +26,7 @@ class Terminal:
             if hasattr(stream, "reconfigure"):  # a byte that is no text must not end a chat
                 stream.reconfigure(errors="replace")
         if self.interactive:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  what `input` then edits lines with
+            _edit_lines(completions)
 
     def read(self) -> str | None:
         """What is typed next; None at the end."""
@@ -39,8 +40,8 @@ class Terminal:
         return typed
 
     def say(self, piece: str) -> None:
-        """A piece of an answer."""
-        self._answers.write(piece)
+        """A piece of an answer. What a terminal would take for an order is not for a model to send."""
+        self._answers.write(CONTROL.sub(UNPRINTABLE, piece) if self.interactive else piece)
         self._answers.flush()
 
     def end_line(self) -> None:
@@ -109,6 +110,21 @@ def interruption() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _edit_lines(completions: Sequence[str]) -> None:
+    """Let `input` edit lines and remember them; Tab completes the names of commands."""
+    try:
+        import readline
+    except ImportError:  # a Python that was built without it
+        return
+    readline.set_completer_delims(" ")
+    readline.set_completer(lambda begun, number: _nth([c for c in completions if c.startswith(begun)], number))
+    readline.parse_and_bind("tab: complete")
+
+
+def _nth(found: Sequence[str], number: int) -> str | None:
+    return found[number] if number < len(found) else None
 
 
 def _takes_colour(stream: TextIO) -> bool:
