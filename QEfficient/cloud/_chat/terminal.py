@@ -30,13 +30,12 @@ class Terminal:
 
     def read(self) -> str | None:
         """What is typed next; None at the end."""
+        typed = None
         try:
             typed = read_message(self._line)
-        except KeyboardInterrupt:
-            self.end_line()
-            raise
-        if typed is None and self.interactive:
-            self.end_line()
+        finally:
+            if typed is None and self.interactive:  # after Ctrl-C or Ctrl-D the cursor is still behind the prompt
+                self.end_line()
         return typed
 
     def say(self, piece: str) -> None:
