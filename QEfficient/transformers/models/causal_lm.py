@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Session, get_device
-from QEfficient.errors import WrongTaskError
+from QEfficient.errors import OptionError, WrongTaskError
 from QEfficient.generation.defaults import recorded
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
@@ -77,6 +77,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
         self._said: set[str] = set()
+        self._engine: Engine | None = None
 
     @classmethod
     def from_pretrained(
@@ -186,6 +187,12 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self._compiled, self._device = compiled, chosen
         return compiled.folder
 
+    @overload
+    def generate(self, *inputs: Any, stream: Literal[False] = False, **options: Any) -> CloudAI100ExecInfo: ...
+
+    @overload
+    def generate(self, *inputs: Any, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+
     def generate(
         self,
         *inputs: Any,
@@ -197,11 +204,19 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         sampling: SamplingParams | None = None,
         generation_config: Any = None,
         streamer: Any = None,
+        stream: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         device_id: list[int] | None = None,
         runtime_ai100: bool = True,
         **options: Any,
-    ) -> CloudAI100ExecInfo:
-        """Generate for texts or token ids; compiles with defaults if needed.
+    ) -> CloudAI100ExecInfo | Iterator[str]:
+        """Generate for texts, messages or token ids; compiles with defaults if needed.
+
+        Messages, the dicts with `role` and `content` of one conversation or of several, go through the tokenizer's chat
+        template; `chat_template_kwargs` (`tools`, …) are its options.
+
+        `stream=True` returns an iterator over the pieces of one answer's text; closing it ends the request. A
+        `streamer` of transformers is fed while this call runs.
 
         How tokens are chosen: as the model's generation config says, on which `generation_config` (an object or a dict)
         is laid, and on that the keywords, which are the fields of SamplingParams and `do_sample`; `temperature=0` takes
@@ -218,10 +233,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self._say_once(choosing.left_out)
         self._ensure_compiled(given)
         text = self._text_generator(own_tokenizer, choosing.eos_token_ids)
-        if given.texts is not None:
-            outputs = text.generate_texts(list(given.texts), choosing.params, streamer)
-        else:
-            outputs = text.generate_ids([list(ids) for ids in given.ids or ()], choosing.params, streamer)
+        encoded = given.encoded(text, chat_template_kwargs)
+        if stream:
+            return _pieces(text, encoded, choosing.params, streamer)
+        outputs = text.generate_ids(encoded, choosing.params, streamer)
         assert self._compiled is not None
         batch_size, n = self._compiled.spec.batch_size, choosing.params.n
         info = exec_info(outputs, batch_size, self.continuous_batching, choosing.pad_token_id, n)
@@ -237,7 +252,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
 
     def _ensure_compiled(self, given: Prompts) -> None:
         if self._compiled is None:
-            count = len(given.texts or given.ids or ())
+            count = len(given)
             self.compile(full_batch_size=max(1, min(count, 4)) if self.continuous_batching else None)
         if self._session is None:
             assert self._device is not None and self._compiled is not None
@@ -247,7 +262,17 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         assert self._session is not None and self._program is not None
         if tokenizer is None and self._program.has_tokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._program.folder / "tokenizer")
-        return TextGenerator(Engine(self._session), tokenizer or TokensOnly(), eos_token_ids)
+        if self._engine is None or self._engine.session is not self._session:
+            self._engine = Engine(self._session)  # one for all calls: two would write over each other's tokens
+        return TextGenerator(self._engine, tokenizer or TokensOnly(), eos_token_ids)
+
+
+def _pieces(text: TextGenerator, prompts: list[list[int]], params: SamplingParams, streamer: Any) -> Iterator[str]:
+    if streamer is not None:
+        raise OptionError("stream=True and streamer= were both given. Give one of them.")
+    if len(prompts) != 1:
+        raise OptionError(f"stream=True follows one prompt, but {len(prompts)} were given. Leave it out.")
+    return text.stream_ids(prompts[0], params)
 
 
 def _refuse_later(options: dict[str, Any]) -> None:
