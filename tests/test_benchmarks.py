@@ -159,9 +159,8 @@ def test_what_an_engine_cannot_do_costs_it_that_case_only(
 ) -> None:
     results = run_all([contender("a", fails_at="decode")], (FOUR, PREFILLS[1]), rounds=2)
     assert [s.case for s in results.samples] == ["1x512", "1x512"]
-    assert results.failures == [
-        "tiny, 4x128: a cannot decode {'sequences': 4, 'context': 128, 'tokens': 32, 'seed': 1004, 'way': ''}: ValueError: no"
-    ]
+    asked = {"sequences": 4, "context": 128, "tokens": 32, "seed": 1004, "way": ""}
+    assert results.failures == [f"tiny, 4x128: a cannot decode {asked}: ValueError: no"]
 
 
 def test_a_worker_that_does_not_answer_is_ended(tmp_path: Path) -> None:
