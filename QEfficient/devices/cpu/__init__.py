@@ -18,7 +18,7 @@ from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
-FORMAT = 2
+FORMAT = 3
 """Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
 
 

@@ -24,6 +24,7 @@ from QEfficient.devices.cpu.linear import find_linears, linear_bytes
 from QEfficient.devices.cpu.lowering import ATTENTION, DOMAIN, LAST_TOKEN, Lowered, Lowering, is_recurrent, unpackable
 from QEfficient.devices.cpu.opening import MODEL_FILE
 from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.reductions import keep_reduced_axes
 from QEfficient.devices.cpu.weights import WeightFile
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
@@ -89,6 +90,7 @@ def _opened(program: ExportedProgram, ctx_len: int) -> _Opened:
     lowered = Lowering(model, spec, ctx_len).run() if reason is None else None
     common.InlinePass()(model)
     model.functions.clear()
+    keep_reduced_axes(model)
     return _Opened(model, lowered, reason)
 
 
