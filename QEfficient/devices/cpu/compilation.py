@@ -81,7 +81,10 @@ class _Opened:
     def way(self, layer: int) -> str:
         """Where a layer's state lies, and why not in blocks."""
         reason = self.reason if self.lowered is None else self.lowered.slotted.get(layer)
-        return "blocks" if reason is None else f"slots: {reason}"
+        if reason is None:
+            return "blocks"
+        is_mixed = self.lowered is not None and layer in self.lowered.mixed
+        return f"blocks and slots: {reason}" if is_mixed else f"slots: {reason}"
 
 
 def _opened(program: ExportedProgram, ctx_len: int) -> _Opened:
@@ -98,7 +101,7 @@ def _refuse_slots(program: ExportedProgram, opened: _Opened, what: str) -> None:
     ways = [opened.way(state.layer) for state in program.graphs[ROLE].spec.states]
     slotted = [way for way in ways if way != "blocks"]
     if slotted:
-        raise OptionError(f"{program.model.name} {what}: a layer is in {slotted[0]}. Leave the option out.")
+        raise OptionError(f"{program.model.name} {what}: a layer lies in {slotted[0]}. Leave the option out.")
 
 
 def _activations(program: ExportedProgram, ctx_len: int, options: CpuOptions, scratch: Path) -> Activations:

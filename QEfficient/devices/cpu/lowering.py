@@ -57,6 +57,8 @@ class Lowered:
     paged: tuple[PagedLayer, ...]
     slotted: Mapping[int, str]
     """Layers with a portable body, and why."""
+    mixed: frozenset[int]
+    """Those among them that have attention in blocks as well."""
     states: tuple[str, ...]
     """The states that are still inputs and outputs."""
 
@@ -111,7 +113,8 @@ class Lowering:
                 self._fix_shape(node)
         self._drop_unused()
         kept = tuple(name for name in self._states if name in self._kept)
-        return Lowered(tuple(self._layers.values()), self._slotted, kept)
+        mixed = frozenset(self._slotted) & {self._states[name].layer for name in self._layers}
+        return Lowered(tuple(self._layers.values()), self._slotted, mixed, kept)
 
     def _add_inputs(self) -> None:
         for name in SEQUENCES:

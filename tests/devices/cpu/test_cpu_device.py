@@ -201,6 +201,11 @@ def test_a_layer_with_recurrent_state_lies_beside_one_in_blocks(hybrid: Exported
     assert [list(o.generated_ids) for o in outputs] == [hybrid.greedy(ids, 12) for ids in prompts]
 
 
+def test_a_layer_of_two_kinds_says_both(tmp_path: Path) -> None:
+    compiled = Exported(tiny_model("falcon_h1"), tmp_path).compile(weight_format="f32", batch_size=2)
+    assert set(compiled.report["layers"].values()) == {"blocks and slots: its state is recurrent"}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
