@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 
 from QEfficient.devices.cpu.native import library_path, why_missing
 from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.processors import allowed, bind_to_node, count_cores
 from QEfficient.devices.cpu.reading import read_model
 from QEfficient.errors import ArtifactError, DeviceError
 
@@ -39,6 +39,8 @@ class ModelFile:
         """Whether our kernel computes the compressed layers, from weights that stay where they are."""
         if options.batch_invariant and native is None:
             raise DeviceError(f"{folder} was compiled with batch_invariant, but {why_missing()}")
+        if options.numa_node >= 0:
+            bind_to_node(options.numa_node)
         self._settings = settings(options)
         self._core = openvino.Core()
         if native is not None:
@@ -97,7 +99,8 @@ def _say_once(reason: str) -> None:
 
 
 def thread_count(options: CpuOptions) -> int:
-    return options.num_threads or len(os.sched_getaffinity(0))
+    default = len(allowed()) if options.hyper_threading else count_cores(allowed())
+    return options.num_threads or default
 
 
 def settings(options: CpuOptions) -> dict[str, Any]:
@@ -106,6 +109,8 @@ def settings(options: CpuOptions) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": thread_count(options),
+        "ENABLE_HYPER_THREADING": options.hyper_threading or thread_count(options) > count_cores(allowed()),
+        "ENABLE_CPU_PINNING": options.pin_threads,
         "INFERENCE_PRECISION_HINT": COMPUTED_IN.get(options.weight_format, "f32"),
         "KV_CACHE_PRECISION": options.kv_cache,
     }

@@ -13,7 +13,7 @@ from QEfficient.errors import OptionError, did_you_mean
 WEIGHT_FORMATS = ("auto", "f32", "bf16", "f16", "int8", "int4")
 CACHE_FORMATS = ("auto", "f32", "bf16", "f16", "u8")
 CACHES = ("f32", "f16", "u8")
-CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "f32", "u8")}
+CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "u8")}
 """What attention takes, by what it computes in."""
 KERNELS = ("auto", "native", "openvino")
 OWN_TEXT = "self"
@@ -49,6 +49,12 @@ class CpuOptions:
     """The same bits whatever shares a batch, is cached or has to be computed again."""
     num_threads: int = 0
     """0: one for each core that this process may use."""
+    hyper_threading: bool = False
+    """Whether the default is a thread for each processor: two for cores that have two."""
+    pin_threads: bool = False
+    """Whether each thread stays on its processor."""
+    numa_node: int = -1
+    """The process binds itself to the processors of this node of memory when the program is opened; -1: it does not."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -65,6 +71,8 @@ class CpuOptions:
         for name in ("kv_cache_tokens", "max_sequences", "num_threads"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must not be negative, but it is {getattr(self, name)}.")
+        if self.numa_node < -1:
+            raise OptionError(f"numa_node must be the number of a node, or -1, but it is {self.numa_node}.")
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
