@@ -188,12 +188,17 @@ def _prompt_table(title: str, rows: Sequence[StageResult]) -> Table:
     table = _table(title, ("prompt", "tokens", "largest error", "mean error", "of the spread", "typical", "KL", ""))
     for row in rows:
         c = row.comparison
-        equal = f"{c.steps} equal" + (f" but {c.outliers}" if c.outliers else "")
-        tokens = equal if c.tokens_equal else f"differ from {c.first_difference} on"
+        tokens = _tokens(c) if c.tokens_equal else f"differ from {c.first_difference} on"
         numbers = (f"{c.largest_error:.1e}", f"{c.mean_error:.1e}", percent(c.relative_error), percent(c.typical_error))
         verdict = "" if row.passed is None else _verdict(row.passed)
         table.add_row(f"{row.prompt_length} tokens", tokens, *numbers, f"{c.kl:.1e}", verdict)
     return table
+
+
+def _tokens(c: Comparison) -> str:
+    """How many are equal; others that may be are near ties, or steps that are off by more than is usual."""
+    others = "".join(f", {n} {what}" for n, what in ((c.ties, "near ties"), (c.outliers, "outliers")) if n)
+    return f"{c.steps - c.ties - c.outliers} equal{others}"
 
 
 def _check_table(title: str, rows: Sequence[Check]) -> Table:

@@ -40,8 +40,8 @@ class Truth:
     @property
     def near_tie(self) -> float:
         """Logits that are closer than this are equally good: what is exact in float32 decides ties by its last bits,
-        anything else by the errors that it may have."""
-        return NEAR_TIE if self.allowed.largest <= TOLERANCE else self.allowed.largest
+        anything else by the errors that two logits usually have."""
+        return NEAR_TIE if self.allowed.largest <= TOLERANCE else min(2 * self.allowed.typical, self.allowed.largest)
 
     def allowing(self, accuracy: Accuracy) -> Truth:
         """The same for a device that is no more exact than this."""

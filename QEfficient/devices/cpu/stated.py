@@ -16,10 +16,10 @@ from QEfficient.program import CompiledProgram
 
 COMPUTING: Mapping[str, tuple[float, float]] = {
     "f32": (FLOAT32_ERROR, FLOAT32_ERROR),
-    "bf16": (0.06, 0.03),
-    "f16": (0.06, 0.03),
-    "int8": (0.1, 0.03),
-    "int4": (0.1, 0.03),
+    "bf16": (0.1, 0.03),
+    "f16": (0.1, 0.03),
+    "int8": (0.15, 0.03),
+    "int4": (0.15, 0.03),
 }
 """Format of weights → largest and typical error: 16 bits are computed in 16 bits, compressed layers take their
 activations in 8 bits."""
@@ -40,7 +40,7 @@ def accuracy_of(compiled: CompiledProgram) -> Accuracy:
     computing = max(COMPUTING[options.weight_format], COMPUTING[options.head_format])
     largest, typical = (a + b for a, b in zip(computing, CACHE[options.kv_cache], strict=True))
     turns = largest > FLOAT32_ERROR and _chooses(ir.load(compiled.folder / MODEL_FILE))
-    return Accuracy(largest, typical, OUTLIERS if turns else 0.0)
+    return Accuracy(round(largest, 6), round(typical, 6), OUTLIERS if turns else 0.0)
 
 
 def _chooses(model: ir.Model) -> bool:
