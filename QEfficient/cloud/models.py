@@ -18,7 +18,7 @@ HELP = "List the model types, or test a tiny model of each."
 EXAMPLES = """\
   qefficient models
   qefficient models --test                           all of them; writes docs/models.md
-  qefficient models --test llama mixtral --device cpu --json"""
+  qefficient models --test llama mixtral --device cpu --weight-format int4 --json"""
 
 TABLE = Path("docs/models.md")
 BROKEN = ("wrong", "crashed")
@@ -32,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
         "--output", type=Path, metavar="FILE", help=f"with --test: where the table goes; of all types {TABLE}"
     )
     parser.add_argument("--device", default="reference", help="with --test: where they run; default reference")
+    parser.takes_device_options = True
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--output goes with --test.")
     if arguments.jobs < 1:
         raise UsageError("--jobs must be at least 1.")
+    if arguments.device_options and not arguments.test:
+        raise UsageError(f"{', '.join(arguments.device_options)} goes with --test.")
     names = _classes(arguments.types)
     return _test(names, arguments) if arguments.test else _list(names, arguments.json)
 
@@ -70,12 +73,16 @@ def _list(names: dict[str, str], as_json: bool) -> int:
 
 def _test(names: dict[str, str], arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._presentation import document, note, table
+    from QEfficient.devices import get_device
     from QEfficient.errors import VerificationError
+
+    get_device(arguments.device).own_options(arguments.device_options)
     from QEfficient.verification import model_matrix
 
     all_here = not arguments.types and arguments.device == "reference" and TABLE.parent.is_dir()
     output = arguments.output or (TABLE if all_here else None)
-    outcomes = model_matrix.run(list(names), output, arguments.jobs, progress=_say, device=arguments.device)
+    device, options = arguments.device, arguments.device_options
+    outcomes = model_matrix.run(list(names), output, arguments.jobs, _say, device=device, options=options)
     if arguments.json:
         document({"models": [asdict(outcome) for outcome in outcomes]})
     elif any(outcome.level != "exact" for outcome in outcomes):

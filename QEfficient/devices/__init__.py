@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 NOT_DEVICES = ("slotted",)
 """Modules of this package that devices share."""
+FLOAT32_ERROR = 1e-3
+"""Of a logit, as a part of the spread between largest and smallest: what another order of float32 sums may do."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,19 @@ class Limits:
             )
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """How far logits may be from those of the same weights in float32, as parts of the spread of a step's logits."""
+
+    largest: float = FLOAT32_ERROR
+    """Of any logit of any step."""
+    typical: float = FLOAT32_ERROR
+    """The largest error of a step, in half of the steps."""
+    outliers: float = 0.0
+    """Part of the steps that may be off by more: a choice of experts turns on the last bits of a router, and a token
+    with another expert is another token."""
+
+
 class Session(ABC):
     """Live buffers and state of one compiled program. Not thread-safe."""
 
@@ -210,6 +225,15 @@ class Device(ABC):
     @abstractmethod
     def load(self, compiled: CompiledProgram) -> Session:
         """Open a session."""
+
+    def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
+        """Write the exported program with the weights that the compiled form holds, in float32, into the empty
+        `folder`; None where it holds those of the exported program."""
+        return None
+
+    def accuracy(self, compiled: CompiledProgram) -> Accuracy:
+        """How far from what `stored_program` gives on the reference device this one computes, at most."""
+        return Accuracy()
 
     def compile_encoder(self, program: ExportedProgram, spec: EncodeSpec, folder: Path) -> Mapping[str, Any]:
         """As `compile`, for a program without state."""

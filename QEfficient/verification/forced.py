@@ -1,4 +1,4 @@
-"""Teacher forcing: sessions are fed with the tokens that Hugging Face chose, and their logits are kept.
+"""Teacher forcing: sessions are fed with the tokens that are expected, and their logits are kept.
 
 Because the tokens that are fed are the expected ones, logits stay comparable after a difference; as long as there is
 none, the tokens are those that greedy generation gives.
@@ -6,7 +6,7 @@ none, the tokens are those that greedy generation gives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,12 +18,14 @@ from QEfficient.specs import SamplingParams
 from QEfficient.verification.eager import Expected
 
 
-class Forced:
-    """A decoding that accepts given tokens, whatever the logits say."""
+class Recorder:
+    """A decoding that keeps all logits and accepts the token that `choose` makes of them.
 
-    def __init__(self, given: Sequence[Expected]) -> None:
-        self._given = given
-        self.logits: list[list[np.ndarray]] = [[] for _ in given]
+    `choose` is told the request's number, which of its tokens is due, and the logits."""
+
+    def __init__(self, requests: int, choose: Callable[[int, int, np.ndarray], int]) -> None:
+        self._choose = choose
+        self.logits: list[list[np.ndarray]] = [[] for _ in range(requests)]
 
     def propose(self, plan: Plan) -> Plan:
         return plan
@@ -33,19 +35,43 @@ class Forced:
         for request, row in zip(plan.sampled, logits, strict=True):
             number = int(request.id)
             self.logits[number].append(row.copy())  # a session may write there again
-            tokens.append((self._given[number].tokens[len(request.generated)],))
+            tokens.append((self._choose(number, len(request.generated), row),))
         return tokens
 
 
 def forced_logits(session: Session, given: Sequence[Expected]) -> list[np.ndarray]:
     """Run all of `given` through an engine; logits `[tokens, vocabulary]` of each."""
-    decoding = Forced(given)
+    return _recorded(session, given, lambda number, step, _: given[number].tokens[step])
+
+
+def greedy(session: Session, given: Sequence[Expected]) -> list[Expected]:
+    """The prompts of `given`, continued as far by the session itself, each by its likeliest tokens."""
+    rows = _recorded(session, given, lambda number, step, logits: int(logits.argmax()))
+    tokens = [tuple(map(int, logits.argmax(1))) for logits in rows]
+    return [Expected(e.prompt, t, logits) for e, t, logits in zip(given, tokens, rows, strict=True)]
+
+
+def _recorded(
+    session: Session, given: Sequence[Expected], choose: Callable[[int, int, np.ndarray], int]
+) -> list[np.ndarray]:
+    decoding = Recorder(len(given), choose)
     requests = [
         Request(e.prompt, SamplingParams(max_new_tokens=len(e.tokens), ignore_eos=True), id=str(n))
         for n, e in enumerate(given)
     ]
     Engine(session, decoding).generate(requests)
     return [np.stack(rows) for rows in decoding.logits]
+
+
+def logits_at(session: Session, tokens: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+    """Logits `[positions, vocabulary]` of one sequence in the first slot, from a session that may give only those of
+    a row's last token."""
+    rows, start = [], 0
+    for position in sorted(positions):
+        rows += rows_of(0, tokens[start : position + 1], session.limits.chunk, start=start)
+        start = position + 1
+    found = feed(session, {0: rows})[0]
+    return np.stack([found[position] for position in positions])
 
 
 def rows_of(slot: int, tokens: Sequence[int], chunk: int, singly: int = 0, start: int = 0) -> list[Row]:

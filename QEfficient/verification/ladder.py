@@ -1,8 +1,12 @@
 """`verify`: Hugging Face eager, the transformed module and the program on a device give the same logits.
 
+Where a device keeps other weights (compressed ones), nobody but the reference device with these very weights can say
+what is right: then the program as exported is compared with Hugging Face on the reference device, and the device's with
+the reference device.
+
 1. open       the model, or the artifact and the model that it was made from
 2. compile    the program, or take that of the artifact
-3. expect     Hugging Face eager in float32, greedily, without a cache
+3. expect     Hugging Face eager in float32, greedily, without a cache; the reference device with the stored weights
 4. compare    each stage fed with the expected tokens, all prompts through one engine
 5. torture    the cache of each stage
 6. locate     the stage and the layer where they part, if they do
@@ -14,8 +18,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +33,8 @@ from QEfficient.generation.scheduler import Scheduler
 from QEfficient.program import CompiledProgram, GraphSpec
 from QEfficient.transformers.models.stages import versions
 from QEfficient.transformers.transform import retain
-from QEfficient.verification.comparison import NEAR_TIE, TOLERANCE, compare
-from QEfficient.verification.eager import Expected, all_logits, expect, load_eager, twin
+from QEfficient.verification.comparison import TOLERANCE
+from QEfficient.verification.eager import Expected, expect, load_eager, twin
 from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import forced_logits
 from QEfficient.verification.locate import TOLERANCE as STATE_TOLERANCE
@@ -40,6 +44,7 @@ from QEfficient.verification.report import Check, Report, StageResult, report_pa
 from QEfficient.verification.target import Target, open_target
 from QEfficient.verification.tiny_models import prompts as random_prompts
 from QEfficient.verification.torture import Bench, torture
+from QEfficient.verification.truth import STORED, Truth, hugging_face, stored_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +56,9 @@ TEXTS = (
     "She opened the letter, read it twice, and then put it back on the table without a word. What it said was that",
 )
 MODULE = "the transformed module"
+EXPORTED = f"program on {ReferenceDevice.name}"
 CHEAP_PARAMETERS = 100_000_000
-"""Up to this size the retained module's cache is tortured too, besides the program's."""
+"""Up to this size the caches of the stages before are tortured too, besides the device's."""
 
 Progress = Callable[[str], None]
 
@@ -83,8 +89,9 @@ def verify(
     expected = _expected(
         model, ids, new_tokens, slotted_limits(compiled.spec, compiled.program.graphs["lm"].spec.context.positions)
     )
-    ladder = Ladder(model, compiled, get_device(compiled.device), expected)
-    report = ladder.report(start, progress)
+    chosen = get_device(compiled.device)
+    with stored_weights(chosen, compiled, expected) as stored:
+        report = Ladder(model, compiled, chosen, expected, stored).report(start, progress)
     try:
         report.write(report_path(compiled.folder))
     except OSError as error:
@@ -121,16 +128,23 @@ class Stage:
     name: str
     open: Callable[[bool], Session | None]
     """With True on a state of NaN, or None where that cannot be had."""
+    truth: Truth
 
 
 class Ladder:
     """The stages of one compiled program."""
 
-    def __init__(self, model: Any, compiled: CompiledProgram, device: Device, expected: Sequence[Expected]) -> None:
-        self._model, self._compiled, self._device, self._expected = model, compiled, device, expected
-        dtype = compiled.program.dtype
-        self._tolerance = TOLERANCES[dtype]
-        self._near_tie = NEAR_TIE if dtype == "float32" else self._tolerance
+    def __init__(
+        self,
+        model: Any,
+        compiled: CompiledProgram,
+        device: Device,
+        expected: Sequence[Expected],
+        stored: Truth | None = None,
+    ) -> None:
+        self._model, self._compiled, self._device = model, compiled, device
+        self._truth = hugging_face(model, expected, TOLERANCES[compiled.program.dtype])
+        self._stored = stored
         self._limits: dict[str, Limits] = {}
         self._program_stage = f"program on {device.name}"
 
@@ -144,7 +158,12 @@ class Ladder:
         return self._compiled.program.graphs["lm"].spec
 
     def stages(self) -> list[Stage]:
-        return [Stage(MODULE, self._open_module), Stage(self._program_stage, self._open_program)]
+        module, last = Stage(MODULE, self._open_module, self._truth), partial(Stage, self._program_stage)
+        if self._stored is None:
+            return [module, last(self._open_program, self._truth.allowing(self._device.accuracy(self._compiled)))]
+        exported = Stage(EXPORTED, self._open_exported, self._truth)
+        is_readable = self._compiled.program.dtype != "bfloat16"  # for the reference device
+        return [module, *([exported] if is_readable else []), last(self._open_program, self._stored)]
 
     def _open_module(self, poison: bool = False, states: Mapping[str, np.ndarray] | None = None) -> ModuleSession:
         return ModuleSession(self.retained, self._graph, self._compiled.spec, poison, states)
@@ -153,9 +172,12 @@ class Ladder:
         return self._open_module(states=states)
 
     def _open_program(self, poison: bool = False) -> Session | None:
-        if not poison:
-            return self._device.load(self._compiled)
-        return ReferenceDevice(poison=True).load(self._compiled) if isinstance(self._device, ReferenceDevice) else None
+        if isinstance(self._device, ReferenceDevice):
+            return self._open_exported(poison)
+        return None if poison else self._device.load(self._compiled)
+
+    def _open_exported(self, poison: bool = False) -> Session:
+        return ReferenceDevice(poison).load(replace(self._compiled, device=ReferenceDevice.name))
 
     def report(self, start: float, progress: Progress) -> Report:
         results: list[StageResult] = []
@@ -163,8 +185,10 @@ class Ladder:
         for stage in self.stages():
             progress(f"compare {stage.name}")
             results += self._compared(stage)
+        if self._stored is not None:
+            results += self._compared(Stage(self._program_stage, self._open_program, self._truth), is_judged=False)
         for stage in self.stages():
-            if stage.name != MODULE or self._model.num_parameters() <= CHEAP_PARAMETERS:
+            if stage.name == self._program_stage or self._model.num_parameters() <= CHEAP_PARAMETERS:
                 progress(f"torture {stage.name}")
                 checks += torture(self._bench(stage))
         spec = {name: value for name, value in asdict(self._compiled.spec).items() if value is not None}
@@ -174,7 +198,7 @@ class Ladder:
             device=self._device.name,
             dtype=self._compiled.program.dtype,
             geometry=spec,
-            tolerance=self._tolerance,
+            tolerance=self._truth.allowed.largest,
             results=results,
             checks=checks,
             parting=self._parting(results, checks),
@@ -182,33 +206,28 @@ class Ladder:
             versions=versions(),
         )
 
-    def _compared(self, stage: Stage) -> list[StageResult]:
-        session = stage.open(False)
+    def _compared(self, stage: Stage, is_judged: bool = True) -> list[StageResult]:
+        session, truth = stage.open(False), stage.truth
         assert session is not None
         with session:
             self._limits[stage.name] = with_fixed_blocks(session).limits
-            found = forced_logits(session, self._expected)
-        pairs = zip(self._expected, found, strict=True)
-        return [
-            StageResult(stage.name, number, len(e.prompt), compare(e.logits, logits, self._tolerance, self._near_tie))
-            for number, (e, logits) in enumerate(pairs)
-        ]
-
-    @cached_property
-    def _reference(self) -> Callable[[tuple[int, ...]], np.ndarray]:
-        return cache(lambda tokens: all_logits(self._model, tokens))
+            found = forced_logits(session, truth.expected)
+        allowed = truth.allowed if is_judged else None
+        results = []
+        for number, (e, logits) in enumerate(zip(truth.expected, found, strict=True)):
+            comparison = truth.compare(e.logits, logits)
+            results.append(StageResult(stage.name, number, len(e.prompt), comparison, truth.name, allowed))
+        return results
 
     def _bench(self, stage: Stage) -> Bench:
         rules = [plan.rule for plan in self.retained.plans if plan.kind == "key"]
         return Bench(
             stage=stage.name,
             open=stage.open,
-            reference=self._reference,
+            truth=stage.truth,
             limits=self._limits[stage.name],
-            pool=sorted({token for e in self._expected for token in e.prompt}),
+            pool=sorted({token for e in stage.truth.expected for token in e.prompt}),
             windows=sorted({size for rule in rules for size in (rule.window, rule.chunk) if size}),
-            tolerance=self._tolerance,
-            near_tie=self._near_tie,
         )
 
     # where they part
@@ -219,31 +238,35 @@ class Ladder:
         failed = [result for result in everything if result.passed is False]
         if not failed:
             return ""
-        stage = MODULE if any(r.stage == MODULE for r in failed) else self._program_stage
-        mine = [r for r in failed if r.stage == stage]
-        other = "Hugging Face" if stage == MODULE else MODULE
+        stage = next(stage for stage in self.stages() if any(r.stage == stage.name for r in failed))
+        mine = [r for r in failed if r.stage == stage.name]
+        if stage.truth is self._stored:
+            return f"{stage.name} parts from {STORED}: {mine[0].describe()}"
+        other = "Hugging Face" if stage.name == MODULE else MODULE
         for tokens, singly in self._suspects(mine):
             place = self._located(stage, tokens, singly)
             if place is not None:
-                return f"{stage} parts from {other} at {place.describe()}"
-        return f"{stage} parts from {other}, but not when the same tokens run alone: {mine[0].describe()}"
+                return f"{stage.name} parts from {other} at {place.describe()}"
+        return f"{stage.name} parts from {other}, but not when the same tokens run alone: {mine[0].describe()}"
 
     def _suspects(self, failed: Sequence[StageResult | Check]) -> list[tuple[tuple[int, ...], int]]:
         """Sequences to look at more closely, each with how many of its last tokens run one by one."""
         found = []
         for result in failed:
             if isinstance(result, StageResult):
-                expected = self._expected[result.prompt]
+                expected = self._truth.expected[result.prompt]
                 found.append((expected.fed, len(expected.tokens) - 1))
             elif result.tokens:
                 found.append((result.tokens, 2))
         return found[:3]
 
-    def _located(self, stage: str, tokens: Sequence[int], singly: int) -> Place | None:
-        if stage == MODULE:
+    def _located(self, stage: Stage, tokens: Sequence[int], singly: int) -> Place | None:
+        if stage.name == MODULE:
             return locate_in_module(self._model, self._open_module(), tokens, singly)
-        with self._device.load(self._compiled) as program:
+        program = stage.open(False)
+        assert program is not None
+        with program:
             if not isinstance(program, SlottedSession):
                 return None
-            tolerance = max(STATE_TOLERANCE, self._near_tie)
+            tolerance = max(STATE_TOLERANCE, stage.truth.near_tie)
             return locate_in_program(program, self._open_twin, self._graph, tokens, singly, tolerance)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from QEfficient.artifacts import write_json
+from QEfficient.devices import Accuracy
 from QEfficient.errors import VerificationError
 from QEfficient.verification.comparison import Comparison, percent
 
@@ -21,21 +22,25 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SUFFIX = ".verify.json"
+HUGGING_FACE = "Hugging Face eager, float32"
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """One prompt through one stage, compared with Hugging Face."""
+    """One prompt through one stage, compared with what is true for it."""
 
     stage: str
     prompt: int
     """Its number among the prompts."""
     prompt_length: int
     comparison: Comparison
+    against: str = HUGGING_FACE
+    allowed: Accuracy | None = Accuracy()
+    """How near is near enough; None: the distance is told, not judged."""
 
     @property
-    def passed(self) -> bool:
-        return self.comparison.passed
+    def passed(self) -> bool | None:
+        return None if self.allowed is None else self.comparison.passed
 
     def describe(self) -> str:
         return f"prompt {self.prompt} ({self.prompt_length} tokens): {self.comparison.describe()}"
@@ -54,6 +59,8 @@ class Check:
     detail: str = ""
     tokens: tuple[int, ...] = ()
     """The sequence that failed."""
+    against: str = HUGGING_FACE
+    allowed: Accuracy = Accuracy()
 
     def describe(self) -> str:
         return f"check '{self.name}': {self.detail}"
@@ -68,6 +75,7 @@ class Report:
     dtype: str
     geometry: Mapping[str, Any]
     tolerance: float
+    """Of what is compared with Hugging Face."""
     results: Sequence[StageResult]
     checks: Sequence[Check]
     parting: str = ""
@@ -82,6 +90,11 @@ class Report:
         return [result for result in found if result.passed is False]
 
     @property
+    def judged(self) -> int:
+        """How many comparisons there were, trials that do not apply among them."""
+        return sum(result.allowed is not None for result in self.results) + len(self.checks)
+
+    @property
     def passed(self) -> bool:
         return not self.failures
 
@@ -90,8 +103,8 @@ class Report:
         if self.passed:
             return
         first = self.failures[0]
-        where = self.parting or f"{first.stage} parts from Hugging Face"
-        more = f" ({len(self.failures)} of {len(self.results) + len(self.checks)} comparisons failed)"
+        where = self.parting or f"{first.stage} parts from {first.against}"
+        more = f" ({len(self.failures)} of {self.judged} comparisons failed)"
         raise VerificationError(f"{self.model}: {where}; {first.describe()}{more}.")
 
     def to_json(self) -> dict[str, Any]:
@@ -106,8 +119,9 @@ class Report:
         return path
 
     def tables(self) -> list[Table]:
-        """For a console of rich: the prompts, then the checks of the cache."""
-        return [_prompt_table(self), _check_table(self)]
+        """For a console of rich: the prompts of each stage, then the checks of the cache."""
+        prompts = [_prompt_table(title, rows) for title, rows in _grouped(self.results, f"{self.model}: ").items()]
+        return [*prompts, *(_check_table(title, rows) for title, rows in _grouped(self.checks, "The cache: ").items())]
 
     def to_text(self) -> str:
         """The tables and the verdict as plain text."""
@@ -121,11 +135,19 @@ class Report:
         return text
 
     def verdict(self) -> str:
-        """One sentence."""
-        count = len(self.results) + len(self.checks)
-        if self.passed:
-            return f"{self.model} on {self.device}: all {count} comparisons passed in {self.seconds:.1f} s."
-        return f"{self.model} on {self.device}: {len(self.failures)} of {count} comparisons failed. {self.parting}"
+        """One sentence, which says how far a stage may be from what it is compared with, where that is not as usual."""
+        if not self.passed:
+            failed = f"{len(self.failures)} of {self.judged} comparisons failed"
+            return f"{self.model} on {self.device}: {failed}. {self.parting}"
+        passed = f"{self.model} on {self.device}: all {self.judged} comparisons passed in {self.seconds:.1f} s"
+        held = {
+            (r.stage, r.against, r.allowed) for r in self.results if r.allowed and r.allowed.largest > self.tolerance
+        }
+        clauses = [f"{stage} is as {against}, {_bounds(allowed)}" for stage, against, allowed in held]
+        return ": ".join([passed, *clauses]) + "."
+
+
+Row = TypeVar("Row", StageResult, Check)
 
 
 def report_path(compiled: Path) -> Path:
@@ -146,20 +168,42 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _prompt_table(report: Report) -> Table:
-    columns = ("stage", "prompt", "tokens", "largest error", "mean error", "of the spread", "KL", "")
-    table = _table(f"{report.model}: against Hugging Face eager, float32", columns)
-    for row in report.results:
+def _bounds(allowed: Accuracy) -> str:
+    """`up to 10 % of the spread`; what is not exact has more to say."""
+    usually = f", half of the steps up to {percent(allowed.typical)}" if allowed.typical < allowed.largest else ""
+    outliers = f", {percent(allowed.outliers)} of them by more" if allowed.outliers else ""
+    return f"up to {percent(allowed.largest)} of the spread{usually}{outliers}"
+
+
+def _grouped(rows: Sequence[Row], prefix: str) -> dict[str, list[Row]]:
+    """The rows that were judged alike, by a title that says how."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        judged = "for information" if row.allowed is None else _bounds(row.allowed)
+        found.setdefault(f"{prefix}{row.stage} against {row.against}, {judged}", []).append(row)
+    return found
+
+
+def _prompt_table(title: str, rows: Sequence[StageResult]) -> Table:
+    table = _table(title, ("prompt", "tokens", "largest error", "mean error", "of the spread", "typical", "KL", ""))
+    for row in rows:
         c = row.comparison
-        tokens = f"{c.steps} equal" if c.tokens_equal else f"differ from {c.first_difference} on"
-        numbers = (f"{c.largest_error:.1e}", f"{c.mean_error:.1e}", percent(c.relative_error), f"{c.kl:.1e}")
-        table.add_row(row.stage, f"{row.prompt_length} tokens", tokens, *numbers, _verdict(row.passed))
+        tokens = _tokens(c) if c.tokens_equal else f"differ from {c.first_difference} on"
+        numbers = (f"{c.largest_error:.1e}", f"{c.mean_error:.1e}", percent(c.relative_error), percent(c.typical_error))
+        verdict = "" if row.passed is None else _verdict(row.passed)
+        table.add_row(f"{row.prompt_length} tokens", tokens, *numbers, f"{c.kl:.1e}", verdict)
     return table
 
 
-def _check_table(report: Report) -> Table:
-    table = _table("The cache", ("stage", "check", "of the spread", "", "detail"))
-    for check in report.checks:
+def _tokens(c: Comparison) -> str:
+    """How many are equal; others that may be are near ties, or steps that are off by more than is usual."""
+    others = "".join(f", {n} {what}" for n, what in ((c.ties, "near ties"), (c.outliers, "outliers")) if n)
+    return f"{c.steps - c.ties - c.outliers} equal{others}"
+
+
+def _check_table(title: str, rows: Sequence[Check]) -> Table:
+    table = _table(title, ("check", "of the spread", "", "detail"))
+    for check in rows:
         error = "" if check.error is None else percent(check.error)
-        table.add_row(check.stage, check.name, error, _verdict(check.passed), check.detail)
+        table.add_row(check.name, error, _verdict(check.passed), check.detail)
     return table

@@ -1,7 +1,7 @@
-"""Trials of the cache: where caches go wrong, each against Hugging Face.
+"""Trials of the cache: where caches go wrong, each against what is true for its stage (`truth`).
 
 Every trial opens a session of its own, feeds it through `Batch` and `Row` alone, and compares each logits row that
-comes back with Hugging Face's at the same position of the same tokens.
+comes back with the expected one at the same position of the same tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 from QEfficient.devices import Batch, Limits, Row, Session
 from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import QEfficientError
-from QEfficient.verification.comparison import NEAR_TIE, compare, percent
+from QEfficient.verification.comparison import percent
 from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import feed, rows_of
 from QEfficient.verification.report import Check
+from QEfficient.verification.truth import Truth
 
 TRIED_SLOTS = 4
 """Most slots that a sequence is tried in."""
@@ -30,15 +31,12 @@ class Bench:
     stage: str
     open: Callable[[bool], Session | None]
     """A fresh session; with True one whose state starts as NaN, or None where that cannot be had."""
-    reference: Callable[[tuple[int, ...]], np.ndarray]
-    """Tokens → logits `[tokens, vocabulary]` of Hugging Face."""
+    truth: Truth
     limits: Limits
     pool: Sequence[int]
     """Ids to make sequences of."""
     windows: Sequence[int] = ()
     """Sizes of the model's windows and chunks."""
-    tolerance: float = 1e-3
-    near_tie: float = NEAR_TIE
 
     def tokens(self, length: int, seed: int = 0) -> tuple[int, ...]:
         """A sequence of up to `length` tokens that fits the context."""
@@ -64,9 +62,9 @@ class Findings:
     def compare(self, what: str, tokens: Sequence[int], found: dict[int, np.ndarray]) -> None:
         """Hold logits by position against the reference; the first problem is kept."""
         ids, positions = tuple(tokens), sorted(found)
-        expected = self.bench.reference(ids)[positions]
+        truth = self.bench.truth
         rows = np.stack([found[position] for position in positions])
-        result = compare(expected, rows, self.bench.tolerance, self.bench.near_tie)
+        result = truth.compare(truth.logits(ids, positions), rows, is_long=False)
         self.error = max(self.error or 0.0, result.relative_error)
         if not result.passed:
             step = result.first_error if result.first_error is not None else result.first_difference
@@ -79,7 +77,8 @@ class Findings:
 
     def check(self, name: str) -> Check:
         passed = False if self.problem else None if self.skipped else True
-        return Check(self.bench.stage, name, passed, self.error, self.problem or self.skipped, self.tokens)
+        detail, truth = self.problem or self.skipped, self.bench.truth
+        return Check(self.bench.stage, name, passed, self.error, detail, self.tokens, truth.name, truth.allowed)
 
 
 Trial = Callable[[Bench, Findings], None]

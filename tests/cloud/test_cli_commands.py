@@ -106,6 +106,13 @@ def test_models_are_listed(cli: Cli) -> None:
     assert cli("models", "gpt2").out.splitlines()[1:] == ["gpt2\tGPT2LMHeadModel"]
 
 
+def test_options_of_the_device_go_with_a_test(cli: Cli, matrix: list[Any]) -> None:
+    cli("models", "--test", "llama", "--device", "cpu", "--weight-format", "int4")
+    assert matrix == [(["llama"], None, 2, "cpu", ("weight_format", "int4"))]
+    assert "goes with --test" in cli("models", "--weight-format", "int4").error
+    assert "int3" in cli("models", "--test", "llama", "--device", "cpu", "--weight-format", "int3").error
+
+
 def test_an_unknown_type_is_refused(cli: Cli) -> None:
     result = cli("models", "--test", "lama")
     assert result.code == 1 and "Did you mean 'llama'?" in result.error
@@ -126,9 +133,14 @@ def matrix(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     levels = {"gpt2": "close", "bloom": "crashed"}
 
     def run(
-        types: list[str], output: Path | None, jobs: int, progress: Callable[[Outcome], None], device: str
+        types: list[str],
+        output: Path | None,
+        jobs: int,
+        progress: Callable[[Outcome], None],
+        device: str,
+        options: dict[str, Any],
     ) -> list[Outcome]:
-        calls.append((types, output, jobs, device))
+        calls.append((types, output, jobs, device, *options.items()))
         outcomes = [Outcome(name, levels.get(name, "exact")) for name in types]
         for outcome in outcomes:
             progress(outcome)

@@ -55,3 +55,23 @@ def test_a_token_that_a_model_forbids_is_no_error() -> None:
 
 def test_percent() -> None:
     assert [percent(x) for x in (0.34, 0.00012, 1.5)] == ["34 %", "0.012 %", "150 %"]
+
+
+def test_a_few_outliers_may_be_allowed_but_no_nan() -> None:
+    expected = np.tile(LOGITS[:1], (8, 1))
+    found = expected.copy()
+    found[3] = [0.0, 1.0, 4.0]
+    assert not compare(expected, found).passed
+    result = compare(expected, found, outliers=0.1)
+    assert result.passed and result.outliers == 1
+    found[5] = found[3]
+    assert not compare(expected, found, outliers=0.1).passed
+    found[3], found[5] = np.nan, expected[5]
+    assert not compare(expected, found, outliers=0.1).passed
+
+
+def test_half_of_the_steps_must_be_near() -> None:
+    found = np.tile(LOGITS[:1], (4, 1))
+    found[:3, 2] += 0.2
+    result = compare(np.tile(LOGITS[:1], (4, 1)), found, tolerance=0.1, typical=0.04)
+    assert result.first_error is None and not result.passed and "half of the steps" in result.describe()

@@ -22,6 +22,13 @@ def test_two_types_are_exact_and_in_the_table(tmp_path: Path) -> None:
     assert "| llama | exact | 2 attention |" in text
 
 
+def test_compressed_weights_are_as_near_as_the_device_states() -> None:
+    (outcome,) = run(["llama"], None, jobs=0, device="cpu", options={"weight_format": "int4"})
+    assert outcome.level == "stated"
+    assert outcome.error is not None and 1e-3 < outcome.error < 0.2
+    assert "of the spread, usually" in outcome.reason
+
+
 @pytest.mark.parametrize(
     ("error", "level", "reason"),
     [

@@ -13,10 +13,12 @@ from QEfficient.program import GraphSpec
 from QEfficient.specs import CompileSpec, ExportSpec
 from QEfficient.transformers.signature import causal_signature
 from QEfficient.transformers.transform import retain
-from QEfficient.verification.eager import all_logits, twin
+from QEfficient.verification.comparison import TOLERANCE
+from QEfficient.verification.eager import twin
 from QEfficient.verification.module_session import ModuleSession, StatefulModule
 from QEfficient.verification.tiny_models import prompts, tiny_model
 from QEfficient.verification.torture import TRIALS, Bench, torture
+from QEfficient.verification.truth import hugging_face
 
 STATIC = CompileSpec(batch_size=3, prefill_seq_len=8, ctx_len=48)
 CONTINUOUS = CompileSpec(full_batch_size=2, prefill_seq_len=8, ctx_len=48)
@@ -85,7 +87,7 @@ def bench(model_type: str, spec: CompileSpec, session: type[ModuleSession] = Mod
     return Bench(
         stage="module",
         open=lambda poison: session(retained, graph, spec, poison),
-        reference=lambda tokens: all_logits(model, tokens),
+        truth=hugging_face(model, (), TOLERANCE),
         limits=slotted_limits(spec),
         pool=[token for prompt in prompts(model) for token in prompt],
         windows=(8,) if model_type == "gemma3_text" else (),

@@ -1,7 +1,8 @@
 """The CPU, through OpenVINO: the default device of those who have no card.
 
 `options` says what can be asked. `compilation` makes the artifact (`lowering`, `linear`, `compression`) that `opening`
-opens. `packed` runs it, or `slotted_states` where its graph cannot be packed.
+opens. `packed` runs it, or `slotted_states` where its graph cannot be packed. `restoration` gives its weights back, and
+`stated` says how far from them it computes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from QEfficient.devices import Device, Session
+from QEfficient.devices import Accuracy, Device, Session
 from QEfficient.devices.cpu.options import OPTION_TYPES, read_options
 from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
@@ -56,6 +57,16 @@ class CpuDevice(Device):
         from QEfficient.devices.cpu.slotted_states import SlottedStatesSession
 
         return SlottedStatesSession(compiled) if compiled.report["states"] is None else PackedSession(compiled)
+
+    def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
+        from QEfficient.devices.cpu.restoration import restore_program
+
+        return restore_program(compiled, folder)
+
+    def accuracy(self, compiled: CompiledProgram) -> Accuracy:
+        from QEfficient.devices.cpu.stated import accuracy_of
+
+        return accuracy_of(compiled)
 
 
 DEVICE = CpuDevice

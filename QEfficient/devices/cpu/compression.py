@@ -73,7 +73,7 @@ class Compression:
             out_features=[linear.shape[0] for linear in together],
         )
         for linear, result in zip(together, results, strict=True):
-            self._finish(linear, Nodes(self._graph, linear.node), result)
+            finish(linear, Nodes(self._graph, linear.node), result)
 
     def _packed_once(self, linear: Linear, grid: Grid) -> list[ir.Value]:
         key = (str(linear.weight.name), f"int{grid.bits}")
@@ -122,7 +122,7 @@ class Compression:
             self._done[key] = [value]
         wide = build("Cast", self._done[key][0], to=ir.DataType.FLOAT)
         turned = build("Transpose", wide, perm=[1, 0])
-        self._finish(linear, build, build("MatMul", linear.activations, turned))
+        finish(linear, build, build("MatMul", linear.activations, turned))
 
     def _place(self, value: ir.Value) -> None:
         """Write what is not a linear layer: embeddings in the form that goes with the weights, the rest in float32."""
@@ -131,7 +131,7 @@ class Compression:
         if isinstance(tensor, ir.ExternalTensor) and tensor.location == FILE:
             return
         readers = list(value.consumers())
-        is_table = bool(readers) and all(_looks_up_rows(node, value) for node in readers)
+        is_table = bool(readers) and all(looks_up_rows(node, value) for node in readers)
         if is_table and len(tensor.shape) == 2 and tensor.nbytes >= INLINE_LIMIT and tensor.dtype.is_floating_point():
             self._place_table(value)
             return
@@ -186,12 +186,15 @@ class Compression:
                 found = build("Mul", found, build("Gather", scale, node.inputs[1], axis=0))
             replace_output(node, found)
 
-    def _finish(self, linear: Linear, build: Nodes, result: ir.Value) -> None:
-        bias = linear.node.inputs[2] if len(linear.node.inputs) > 2 else None
-        replace_output(linear.node, result if bias is None else build("Add", result, bias))
+
+def finish(linear: Linear, build: Nodes, product: ir.Value) -> None:
+    """Let the product, and the bias if there is one, take the layer's place."""
+    bias = linear.node.inputs[2] if len(linear.node.inputs) > 2 else None
+    replace_output(linear.node, product if bias is None else build("Add", product, bias))
 
 
-def _looks_up_rows(node: ir.Node, table: ir.Value) -> bool:
+def looks_up_rows(node: ir.Node, table: ir.Value) -> bool:
+    """Whether all that a node does with a matrix is to read some of its rows."""
     is_lookup = not node.domain and node.op_type == "Gather" and node.inputs[0] is table
     return is_lookup and ("axis" not in node.attributes or node.attributes["axis"].as_int() == 0)
 

@@ -51,7 +51,7 @@ class CpuOptions:
     """0: one for each core that this process may use."""
     hyper_threading: bool = False
     """Whether the default is a thread for each processor: two for cores that have two."""
-    pin_threads: bool = False
+    pin_threads: bool = True
     """Whether each thread stays on its processor."""
     numa_node: int = -1
     """The process binds itself to the processors of this node of memory when the program is opened; -1: it does not."""
