@@ -152,8 +152,8 @@ class Engine:
                 self._end(request, request.finish_reason)
             events.append(Event(request, kept, request.finish_reason))
         self.scheduler.advance(plan)
-        generated = sum(len(event.tokens) for event in events)
-        self._totals = self._totals.with_step(plan, self.session.limits, generated, now - started)
+        kept_counts = [len(event.tokens) for event in events if event.tokens]
+        self._totals = self._totals.with_step(plan, self.session.limits, kept_counts, now - started)
         return events
 
     def _record_prefill(self, plan: Plan, started: float, share: float) -> None:

@@ -211,8 +211,8 @@ class Scheduler:
         if len(row.tokens) > 1 or row.start + 1 < request.length:
             return 0
         wanted = min(self._lookahead, most, self._limits.ctx_len - request.length - 1)
-        if request.params.max_new_tokens is not None:
-            wanted = min(wanted, request.params.max_new_tokens - len(request.generated) - 1)
+        if request.most_new is not None:
+            wanted = min(wanted, request.most_new - len(request.generated) - 1)
         if wanted <= 0:
             return 0
         end = row.start + 1

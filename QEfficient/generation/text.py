@@ -132,6 +132,8 @@ class TextWriter:
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(stops)
         self._pieces: list[str] = []
+        self.read = 0
+        """How many tokens it has taken in: none behind a stop string."""
 
     @property
     def text(self) -> str:
@@ -145,7 +147,12 @@ class TextWriter:
 
     def push(self, tokens: Iterable[int], last: bool = False) -> str:
         """The text that became certain; with `last` everything."""
-        piece = self._stops.push(self._detokenizer.push(tokens))
+        piece = ""
+        for token in tokens:
+            if self.stopped:
+                break
+            piece += self._stops.push(self._detokenizer.push([token]))
+            self.read += 1
         if last:
             piece += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         self._pieces.append(piece)
@@ -248,11 +255,13 @@ class TextGenerator:
     def _stream(self, writers: Mapping[Request, TextWriter]) -> Iterator[TextEvent]:
         for event in self._engine.stream(list(writers)):
             request, writer = event.request, writers[event.request]
+            known = writer.read
             text = writer.push(event.tokens, last=request.finished)
             if writer.stopped:
                 self._engine.finish(request, "stop")
                 request.finish_reason = "stop"  # a stop string goes before a length reached with the same token
-            yield TextEvent(request, event.tokens, text, request.finish_reason)
+                request.shorten(writer.read)  # several tokens may have come at once
+            yield TextEvent(request, event.tokens[: writer.read - known], text, request.finish_reason)
 
 
 def _put(streamer: Streamer, tokens: Sequence[int]) -> None:

@@ -1,0 +1,92 @@
+"""How long steps take, by how many tokens they have."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+KEPT = 3
+PLAIN_AGE, AGE = 64, 512
+"""After so many steps, a measurement of steps without drafts or with them says nothing any more."""
+
+
+class Recent:
+    """The last few measurements."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=KEPT)
+
+    def add(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+    @property
+    def median(self) -> float:
+        """The lower one of two: somebody else may have used the machine. 0 if nothing was measured."""
+        return sorted(self._seconds)[(len(self._seconds) - 1) // 2] if self._seconds else 0.0
+
+
+@dataclass
+class _Size:
+    last: int
+    """The number of the last step of this size."""
+    seconds: Recent = field(default_factory=Recent)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measured sizes and their seconds, and straight lines between and beyond them."""
+
+    sizes: Sequence[int]
+    seconds: Sequence[float]
+
+    @property
+    def reach(self) -> int:
+        """The largest step that may be tried: twice what was measured."""
+        return 2 * self.sizes[-1]
+
+    def at(self, tokens: int) -> float:
+        place = bisect_left(self.sizes, tokens)
+        if place < len(self.sizes) and self.sizes[place] == tokens:
+            return self.seconds[place]
+        if len(self.sizes) == 1:
+            return self.seconds[0]
+        right = min(max(place, 1), len(self.sizes) - 1)
+        left = right - 1
+        slope = (self.seconds[right] - self.seconds[left]) / (self.sizes[right] - self.sizes[left])
+        return self.seconds[left] + slope * (tokens - self.sizes[left])
+
+
+class StepSeconds:
+    """Learns from steps as they run. The first of a size is left out: devices make themselves ready for it."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, _Size] = {}
+        self._steps = 0
+
+    def record(self, tokens: int, seconds: float) -> None:
+        self._steps += 1
+        size = self._sizes.get(tokens)
+        if size is None:
+            self._sizes[tokens] = _Size(self._steps)
+        else:
+            size.last = self._steps
+            size.seconds.add(seconds)
+
+    def plain(self, rows: int) -> float | None:
+        """Of steps of so many rows without drafts; None: some must run first."""
+        size = self._sizes.get(rows)
+        if size is None or len(size.seconds) < 2 or self._steps - size.last > PLAIN_AGE:
+            return None
+        return size.seconds.median
+
+    def curve(self) -> Curve:
+        """What is known now."""
+        fresh = sorted(n for n, size in self._sizes.items() if len(size.seconds) and self._steps - size.last <= AGE)
+        medians = [self._sizes[tokens].seconds.median for tokens in fresh]
+        return Curve(fresh, list(accumulate(medians, max)))  # more tokens never take less
