@@ -58,6 +58,10 @@ class AdaptiveLength:
         self._round = Recent()
         self._account = START
 
+    def usual(self, kind: int = 0) -> float:
+        """How often drafts of a kind are right."""
+        return self._usual.get(kind, FIRST_RATE)
+
     def choose(self, offers: Sequence[Offer], rows: int) -> list[int]:
         """How many drafts of each offer to try in a step of so many rows."""
         counts = [0] * len(offers)
@@ -112,13 +116,13 @@ class AdaptiveLength:
 
     def _rate(self, offer: Offer) -> float:
         own = self._own.get(offer.request, {}).get(offer.kind)
-        return self._usual.get(offer.kind, FIRST_RATE) if own is None else own
+        return self.usual(offer.kind) if own is None else own
 
     def _learn(self, outcome: Outcome) -> None:
         offer = outcome.offer
         own = self._own.setdefault(offer.request, {})
         own[offer.kind] = _after(self._rate(offer), outcome, OWN_WEIGHT)
-        self._usual[offer.kind] = _after(self._usual.get(offer.kind, FIRST_RATE), outcome, USUAL_WEIGHT)
+        self._usual[offer.kind] = _after(self.usual(offer.kind), outcome, USUAL_WEIGHT)
 
 
 def _after(rate: float, outcome: Outcome, weight: float) -> float:

@@ -61,7 +61,7 @@ class Speculation(ABC):
         open_steps = [step for step in plan.steps if step.room]
         if not open_steps or not _only_ends(plan):
             return plan
-        offers = [offer for offer in self._offers(open_steps) if offer.length]
+        offers = [offer for offer in self._offers(open_steps) if offer.length > 0]
         lengths = self._chosen(offers, len(plan.steps))
         wanted = {offer.request: length for offer, length in zip(offers, lengths, strict=True) if length}
         if not wanted:
