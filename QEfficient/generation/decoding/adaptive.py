@@ -2,7 +2,8 @@
 
 Two things are learnt: how often drafts are right, of each request and of each kind of draft; and how long steps of so
 many tokens take. From both follows how many drafts bring the most tokens a second. As that is a guess, an account is
-kept of what drafts have saved and lost, in plain steps: it starts with little and earns little, and there is no credit.
+kept of what drafts have saved and lost, in plain steps. It starts with little and earns little; what is tried must be
+paid from it, or promise more than it costs and than is owed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ OWN_WEIGHT, USUAL_WEIGHT = 0.3, 0.05
 """Of one more draft, in how often those of its request and those of its kind are right."""
 GAIN = 1.03
 """How many times the tokens a second of a plain step drafts must promise: measurements are not better than that."""
-START, EARNED, MOST_SAVED = 1.0, 0.02, 4.0
+START, EARNED, MOST_SAVED = 1.0, 0.015, 4.0
 """Of the account, in plain steps: at first, with each step, and at most."""
 LEAST_COST = 0.03
 """What a step with drafts is charged at least, in plain steps."""
@@ -74,12 +75,15 @@ class AdaptiveLength:
             expected += worth
             if number not in COUNTS:
                 continue
-            seconds = curve.at(rows + number) + self._round.median * max(counts)
-            if rows + number > curve.reach or self._cost(seconds, plain) > self._account:
+            if rows + number > curve.reach:
                 break
+            seconds = curve.at(rows + number) + self._round.median * max(counts)
+            cost, promised = self._cost(seconds, plain), expected / rows - 1
             # One is tried as often as the account allows, even if it promises nothing: texts change.
-            if number == 1 or expected / seconds > fastest:
-                best, fastest = counts.copy(), max(expected / seconds, fastest)
+            if number == 1 and cost <= self._account:
+                best = counts.copy()
+            if expected / seconds > fastest and cost - promised <= self._account:
+                best, fastest = counts.copy(), expected / seconds
         return best
 
     def record_drafting(self, rounds: int, seconds: float) -> None:

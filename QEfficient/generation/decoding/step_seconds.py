@@ -40,7 +40,8 @@ class _Size:
 
 @dataclass(frozen=True)
 class Curve:
-    """Measured sizes and their seconds, and straight lines between and beyond them."""
+    """Measured sizes and their seconds. Between them are straight lines; beyond them nothing is known, so nothing changes:
+    a step may leap where a device goes over to another kernel."""
 
     sizes: Sequence[int]
     seconds: Sequence[float]
@@ -54,10 +55,9 @@ class Curve:
         place = bisect_left(self.sizes, tokens)
         if place < len(self.sizes) and self.sizes[place] == tokens:
             return self.seconds[place]
-        if len(self.sizes) == 1:
-            return self.seconds[0]
-        right = min(max(place, 1), len(self.sizes) - 1)
-        left = right - 1
+        if place in (0, len(self.sizes)):
+            return self.seconds[max(place - 1, 0)]
+        left, right = place - 1, place
         slope = (self.seconds[right] - self.seconds[left]) / (self.sizes[right] - self.sizes[left])
         return self.seconds[left] + slope * (tokens - self.sizes[left])
 
