@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from QEfficient.cloud import _arguments as options
 
 if TYPE_CHECKING:
+    from QEfficient.program import CompiledProgram
     from QEfficient.specs import CompileSpec
 
 HELP = "Export and compile a model as far as needed, then generate text."
 EXAMPLES = """\
   qefficient infer --prompt "In the beginning"       the built-in demo model
   qefficient infer ./checkpoint --prompt "My name is" --ctx-len 512 --generation-len 64
-  qefficient infer ./checkpoint --prompt "One|Two|Three" --full-batch-size 2 --temperature 0.8 --seed 1"""
+  qefficient infer ./checkpoint --prompt "One|Two|Three" --full-batch-size 2 --temperature 0.8 --seed 1
+  qefficient infer ./checkpoint --prompts-txt-file-path questions.txt --prompt-lookup
+  qefficient infer ./checkpoint --prompt "My name is" --draft-model ./smaller-checkpoint"""
 
 DEMO_PROMPT = "In the beginning"
 DEMO_LENGTH = 64
@@ -26,6 +29,7 @@ def add_arguments(parser: options.Parser) -> None:
     options.add_model(parser)
     options.add_prompts(parser)
     options.add_sampling(parser)
+    options.add_decoding(parser)
     options.add_export(parser)
     options.add_geometry(parser)
     options.add_device(parser)
@@ -37,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._preparation import Preparation, model_name, tokenizer_options
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
+    from QEfficient.cloud.execute import find_compiled, is_compiled
     from QEfficient.demo import DEMO_NAME
 
     name = model_name(arguments)
@@ -51,8 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
         def check(spec: CompileSpec) -> None:
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 
+        def draft() -> CompiledProgram:
+            if is_compiled(arguments.draft_model):
+                return find_compiled(arguments.draft_model)
+            return Preparation(arguments.draft_model, arguments, clock).compiled()
+
         compiled = Preparation(name, arguments, clock).compiled(check)
-        record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock)
+        choice = generation.decoding(arguments, draft)
+        record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)
     if arguments.json:
         paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": compiled.folder}
         document({"model": name, "device": compiled.device, **paths, **record, "seconds": clock.seconds})

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from QEfficient.devices import Limits
 from QEfficient.errors import OptionError
 from QEfficient.generation.decoding.adaptive import AdaptiveLength, Offer, Outcome
 from QEfficient.generation.decoding.verification import Verification
@@ -107,9 +106,3 @@ class Speculation(ABC):
 
 def _only_ends(plan: Plan) -> bool:
     return all(len(s.row.tokens) - s.drafts == 1 and s.row.start + 1 == s.request.length for s in plan.steps)
-
-
-def can_verify(limits: Limits) -> bool:
-    """Whether a session gives the logits of several tokens of a row, and forgets those that were wrong."""
-    goes_back = limits.paging is None or limits.paging.shareable
-    return goes_back and min(limits.logits, limits.chunk) > 1

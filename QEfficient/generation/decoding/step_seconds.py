@@ -40,8 +40,8 @@ class _Size:
 
 @dataclass(frozen=True)
 class Curve:
-    """Measured sizes and their seconds. Between them are straight lines; beyond them nothing is known, so nothing changes:
-    a step may leap where a device goes over to another kernel."""
+    """Measured sizes and their seconds. Between them are straight lines. Beyond them nothing is known, so nothing
+    changes: a step may leap where a device goes over to another kernel, and be flat from there on."""
 
     sizes: Sequence[int]
     seconds: Sequence[float]
