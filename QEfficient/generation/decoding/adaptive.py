@@ -22,7 +22,7 @@ OWN_WEIGHT, USUAL_WEIGHT = 0.3, 0.05
 """Of one more draft, in how often those of its request and those of its kind are right."""
 GAIN = 1.03
 """How many times the tokens a second of a plain step drafts must promise: measurements are not better than that."""
-START, EARNED, MOST_SAVED = 1.0, 0.015, 4.0
+START, EARNED, MOST_SAVED = 1.0, 0.01, 4.0
 """Of the account, in plain steps: at first, with each step, and at most."""
 LEAST_COST = 0.03
 """What a step with drafts is charged at least, in plain steps."""
@@ -67,7 +67,7 @@ class AdaptiveLength:
         """How many drafts of each offer to try in a step of so many rows."""
         counts = [0] * len(offers)
         best, plain = counts.copy(), self._steps.plain(rows)
-        if plain is None or not offers:
+        if plain is None or not offers or not self._might_gain(offers, rows):
             return best
         curve, fastest, expected = self._steps.curve(), GAIN * rows / plain, float(rows)
         for number, (worth, place) in enumerate(self._ranked(offers), 1):
@@ -85,6 +85,11 @@ class AdaptiveLength:
             if expected / seconds > fastest and cost - promised <= self._account:
                 best, fastest = counts.copy(), expected / seconds
         return best
+
+    def _might_gain(self, offers: Sequence[Offer], rows: int) -> bool:
+        """Whether to look closer: not if drafts would not be worth it even for nothing, and none can be afforded."""
+        rates = [self._rate(offer) for offer in offers]
+        return self._account >= LEAST_COST or sum(rate / (1 - rate) for rate in rates) > (GAIN - 1) * rows
 
     def record_drafting(self, rounds: int, seconds: float) -> None:
         """Take note of what it took to make drafts, of which the longest needed so many rounds."""

@@ -23,6 +23,8 @@ class _Trying:
     """The step that runs now."""
 
     started: float
+    only_ends: bool = False
+    """Whether nothing but the last token of each request runs, and drafts."""
     drafting: float = 0.0
     """Seconds of it in which drafts were made."""
     offers: dict[Request, Offer] = field(default_factory=dict)
@@ -56,9 +58,9 @@ class Speculation(ABC):
 
     def propose(self, plan: Plan) -> Plan:
         """Drafts are tried where nothing but the last token of each request runs: beside prompts they gain little."""
-        self._trying = _Trying(self._clock())
-        open_steps = [step for step in plan.steps if step.room]
-        if not open_steps or not _only_ends(plan):
+        self._trying = _Trying(self._clock(), _only_ends(plan))
+        open_steps = [step for step in plan.steps if step.room] if self._trying.only_ends else []
+        if not open_steps:
             return plan
         offers = [offer for offer in self._offers(open_steps) if offer.length > 0]
         lengths = self._chosen(offers, len(plan.steps))
@@ -71,9 +73,9 @@ class Speculation(ABC):
 
     def accept(self, plan: Plan, logits: np.ndarray) -> Sequence[Sequence[int]]:
         accepted = self._verification.accept(plan, logits)
-        outcomes, trying = self._outcomes(plan, accepted), self._trying
-        self._trying = _Trying(0.0)  # nothing is kept of requests that may have ended
-        if self._lengths is not None and _only_ends(plan):
+        trying, self._trying = self._trying, _Trying(0.0)  # nothing is kept of requests that may have ended
+        outcomes = self._outcomes(plan, accepted, trying.offers) if trying.offers else []
+        if self._lengths is not None and trying.only_ends:
             self._lengths.record(len(plan.steps), outcomes, self._clock() - trying.started - trying.drafting)
         return accepted
 
@@ -91,7 +93,9 @@ class Speculation(ABC):
             self._lengths.record_drafting(rounds, self._trying.drafting)
         return drafts
 
-    def _outcomes(self, plan: Plan, accepted: Sequence[Sequence[int]]) -> list[Outcome]:
+    def _outcomes(
+        self, plan: Plan, accepted: Sequence[Sequence[int]], offers: Mapping[Request, Offer]
+    ) -> list[Outcome]:
         tokens = dict(zip(plan.sampled, accepted, strict=True))
         outcomes = []
         for step in (step for step in plan.steps if step.drafts):
@@ -99,10 +103,9 @@ class Speculation(ABC):
             self._settle(step.request, len(found))
             drafts = step.row.tokens[-step.drafts :]
             wrong = len(found) <= len(drafts) and bool(found) and found[-1] != drafts[len(found) - 1]
-            offer = self._trying.offers[step.request]
-            outcomes.append(Outcome(offer, step.drafts, max(len(found) - 1, 0), wrong))
+            outcomes.append(Outcome(offers[step.request], step.drafts, max(len(found) - 1, 0), wrong))
         return outcomes
 
 
 def _only_ends(plan: Plan) -> bool:
-    return all(len(s.row.tokens) - s.drafts == 1 and s.row.start + 1 == s.request.length for s in plan.steps)
+    return all(len(step.row.tokens) == 1 and step.row.start + 1 == step.request.length for step in plan.steps)
