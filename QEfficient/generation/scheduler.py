@@ -207,13 +207,12 @@ class Scheduler:
         return rooms
 
     def _room(self, step: Step, most: int) -> int:
-        request, row = step.request, step.row
-        if len(row.tokens) > 1 or row.start + 1 < request.length:
+        request, end = step.request, step.row.start + len(step.row.tokens)
+        if len(step.row.tokens) > 1 or end < request.length:
             return 0
-        wanted = min(self._lookahead, most, self._limits.ctx_len - request.length - 1)
-        if request.most_new is not None:
-            wanted = min(wanted, request.most_new - len(request.generated) - 1)
+        wanted, most_new = min(self._lookahead, most, self._limits.ctx_len - end - 1), request.most_new
+        if most_new is not None:
+            wanted = min(wanted, most_new - len(request.generated) - 1)
         if wanted <= 0:
             return 0
-        end = row.start + 1
-        return max(min(self._places.grow(self._running[request], end + wanted) - end, wanted), 0)
+        return min(self._places.extend(self._running[request], end + wanted) - end, wanted)

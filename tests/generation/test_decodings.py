@@ -338,3 +338,31 @@ def test_nothing_comes_behind_a_stop_string() -> None:
         assert (*told(output), tuple(tokens)) == (*told(expected), expected.generated_ids)
         found += engine.statistics.generated > len(tokens)
     assert found
+
+
+class EndingMask:
+    """Allows everything, and remembers what it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+
+    def mask(self, generated: Sequence[int]) -> np.ndarray:
+        self.asked.append(tuple(generated))
+        return packed(range(WORDS))
+
+
+def test_nothing_is_chosen_behind_the_end() -> None:
+    """Where the end is a draft that is right."""
+
+    class Counting(RepeatingSession):
+        def _next(self, history: Sequence[int]) -> int:
+            return (history[-1] + 1) % WORDS
+
+    params = SamplingParams(max_new_tokens=30, stop_token_ids=(4,))
+    mask = EndingMask()
+    one = Request((*range(WORDS), 0), params, mask=mask)
+    engine = Engine(Counting(LIMITS), PromptLookup(15, adaptive=False))
+    (output,) = engine.generate([one])
+    assert output.finish_reason == "stop" and output.generated_ids == (1, 2, 3, 4)
+    assert mask.asked == [(), (1,), (1, 2), (1, 2, 3)]
+    assert engine.statistics.drafted > len(output.generated_ids)

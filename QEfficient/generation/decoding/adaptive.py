@@ -22,8 +22,9 @@ OWN_WEIGHT, USUAL_WEIGHT = 0.3, 0.05
 """Of one more draft, in how often those of its request and those of its kind are right."""
 GAIN = 1.03
 """How many times the tokens a second of a plain step drafts must promise: measurements are not better than that."""
-START, EARNED, MOST_SAVED = 1.0, 0.01, 4.0
-"""Of the account, in plain steps: at first, with each step, and at most."""
+START, EARNED = 1.0, 0.01
+MOST_OWED, MOST_SAVED = -1.0, 4.0
+"""Of the account, in plain steps: at first, with each step, and its bounds."""
 LEAST_COST = 0.03
 """What a step with drafts is charged at least, in plain steps."""
 
@@ -77,7 +78,7 @@ class AdaptiveLength:
                 continue
             if rows + number > curve.reach:
                 break
-            seconds = curve.at(rows + number) + self._round.median * max(counts)
+            seconds = max(curve.at(rows + number), plain) + self._round.usual * max(counts)
             cost, promised = self._cost(seconds, plain), expected / rows - 1
             # One is tried as often as the account allows, even if it promises nothing: texts change.
             if number == 1 and cost <= self._account:
@@ -105,9 +106,9 @@ class AdaptiveLength:
         plain = self._steps.plain(rows)
         if plain is not None:
             rounds = max(outcome.drafts for outcome in outcomes)
-            cost = self._cost(self._steps.curve().at(tokens) + self._round.median * rounds, plain)
+            cost = self._cost(self._steps.curve().at(tokens) + self._round.usual * rounds, plain)
             self._account += sum(outcome.right for outcome in outcomes) / rows - cost
-            self._account = min(self._account, MOST_SAVED)
+            self._account = min(max(self._account, MOST_OWED), MOST_SAVED)
         for outcome in outcomes:
             self._learn(outcome)
 

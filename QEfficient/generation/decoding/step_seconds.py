@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-KEPT = 3
-PLAIN_AGE, AGE = 64, 512
+KEPT = 5
+PLAIN_AGE, AGE = 64, 128
 """After so many steps, a measurement of steps without drafts or with them says nothing any more."""
 
 
@@ -26,9 +26,9 @@ class Recent:
         return len(self._seconds)
 
     @property
-    def median(self) -> float:
-        """The lower one of two: somebody else may have used the machine. 0 if nothing was measured."""
-        return sorted(self._seconds)[(len(self._seconds) - 1) // 2] if self._seconds else 0.0
+    def usual(self) -> float:
+        """The lower quartile: who else uses the machine makes it slower, never faster. 0 if nothing was measured."""
+        return sorted(self._seconds)[(len(self._seconds) - 1) // 4] if self._seconds else 0.0
 
 
 @dataclass
@@ -74,19 +74,21 @@ class StepSeconds:
         size = self._sizes.get(tokens)
         if size is None:
             self._sizes[tokens] = _Size(self._steps)
-        else:
-            size.last = self._steps
-            size.seconds.add(seconds)
+            return
+        if self._steps - size.last > AGE:
+            size.seconds = Recent()
+        size.last = self._steps
+        size.seconds.add(seconds)
 
     def plain(self, rows: int) -> float | None:
         """Of steps of so many rows without drafts; None: some must run first."""
         size = self._sizes.get(rows)
         if size is None or len(size.seconds) < 2 or self._steps - size.last > PLAIN_AGE:
             return None
-        return size.seconds.median
+        return size.seconds.usual
 
     def curve(self) -> Curve:
         """What is known now."""
         fresh = sorted(n for n, size in self._sizes.items() if len(size.seconds) and self._steps - size.last <= AGE)
-        medians = [self._sizes[tokens].seconds.median for tokens in fresh]
-        return Curve(fresh, list(accumulate(medians, max)))  # more tokens never take less
+        usual = [self._sizes[tokens].seconds.usual for tokens in reversed(fresh)]
+        return Curve(fresh, list(accumulate(usual, min))[::-1])  # fewer tokens never take more
