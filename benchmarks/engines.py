@@ -33,18 +33,29 @@ class Engine:
     options: Mapping[str, Any] = field(default_factory=dict)
     own: bool = False
     """Whether it runs in this environment."""
+    way: str = ""
+    """One of several in which a worker can run the same."""
+    shares: str = ""
+    """The engine in whose process it runs, so that both are measured on one and the same memory."""
     most_context: int = LONGEST
     most_sequences: int = MOST_SEQUENCES
     least_context: int = 0
+
+    @property
+    def process(self) -> str:
+        return self.shares or self.name
 
     def runs(self, case: Case) -> bool:
         fits = case.context <= self.most_context and case.sequences <= self.most_sequences
         return fits and case.context >= self.least_context
 
 
-def _ours(name: str, weights: str, bits: int, **options: Any) -> Engine:
-    geometry = (weights, str(MOST_SEQUENCES), str(MOST_TOKENS), str(LONGEST))
-    return Engine(name, "own", Artifact(f"own-{weights}", "own_model", geometry, own=True), bits, options, own=True)
+def _ours(name: str, weights: str, bits: int, way: str = "") -> Engine:
+    artifact = Artifact(f"own-{weights}", "own_model", (weights, *GEOMETRY), own=True)
+    return Engine(name, "own", artifact, bits, own=True, way=way, shares=f"ours-{weights}")
+
+
+GEOMETRY = (str(MOST_SEQUENCES), str(MOST_TOKENS), str(LONGEST))
 
 
 F16 = Artifact("gguf-f16", "gguf_file")
@@ -56,9 +67,9 @@ PIECES = {"tokens_a_step": 8192}
 
 ENGINES = (
     _ours("ours-int4", "int4", 4),
-    _ours("ours-int4-engine", "int4", 4, engine=True),
+    _ours("ours-int4-engine", "int4", 4, "engine"),
     _ours("ours-int8", "int8", 8),
-    _ours("ours-int8-engine", "int8", 8, engine=True),
+    _ours("ours-int8-engine", "int8", 8, "engine"),
     Engine("llama.cpp-q4_0", "llama_cpp", Q4_0, 4),
     Engine("llama.cpp-q8_0", "llama_cpp", Q8_0, 8),
     Engine("llama.cpp-f16", "llama_cpp", F16, 16),
@@ -75,7 +86,7 @@ ENGINES = (
 OTHERS = (
     Engine("llama.cpp-q4_0-kv8", "llama_cpp", Q4_0, 4, {"cache": "q8_0"}, least_context=2048),
     _ours("ours-bf16", "bf16", 16),
-    _ours("ours-bf16-engine", "bf16", 16, engine=True),
+    _ours("ours-bf16-engine", "bf16", 16, "engine"),
     _ours("ours-f32", "f32", 32),
 )
 QUICK = ("ours-int4", "ours-int8", "llama.cpp-q4_0", "llama.cpp-q8_0", "openvino-genai-int4", "openvino-genai-int8")

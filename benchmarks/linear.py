@@ -49,7 +49,7 @@ def weights(blocks: int, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def ours(number: int, values: np.ndarray, scales: np.ndarray, bits: int) -> tuple[onnx.NodeProto, list[np.ndarray]]:
     outputs, inputs = values.shape
-    numbers = {"bits": bits, "group": GROUP, "in_features": inputs, "out_features": outputs}
+    numbers = {"bits": bits, "group": GROUP, "in_features": inputs, "out_features": [outputs]}
     node = helper.make_node("CompressedLinear", [], [f"y{number}"], domain="qefficient", **numbers)
     return node, [pack(values, bits, GROUP), pack_groups(scales)]
 

@@ -36,6 +36,8 @@ class Run:
         self._given_up: set[tuple[str, str]] = set()
         self._deaths: dict[str, int] = {}
         self._facts = results.facts.setdefault(shape, {})
+        self._known: dict[str, dict[str, Any]] = {}
+        """Of each process."""
 
     def run(
         self, contenders: Sequence[Contender], cases: Sequence[Case], rounds: int, weather: Callable[[], float]
@@ -54,49 +56,54 @@ class Run:
         try:
             values = self._fresh(contender, number) if case.fresh else self._tokens(contender, case, number)
         except WorkerError as error:
-            self._fail(name, case, error)
+            self._fail(contender.engine, case, error)
         else:
             self._results.samples.append(Sample(self._shape, name, case.name, number, values))
             self._say(f"  {case.name:>8}  {name:<26} {_outcome(case, values)}")
-            self._pool.rest(name)
+            self._pool.rest(contender.engine.process)
 
-    def _fail(self, name: str, case: Case, error: WorkerError) -> None:
+    def _fail(self, engine: Engine, case: Case, error: WorkerError) -> None:
         """This case is not tried again; the others are, in a new process."""
-        self._pool.drop(name)
+        name = engine.name
+        self._pool.drop(engine.process)
         self._given_up.add((name, case.name))
         self._deaths[name] = self._deaths.get(name, 0) + isinstance(error, WorkerDied)
         self._results.failures.append(f"{self._shape}, {case.name}: {error}")
         self._say(f"  {case.name:>8}  {name:<26} failed: {error}")
 
     def _tokens(self, contender: Contender, case: Case, number: int) -> dict[str, float]:
-        worker, started = self._pool.get(contender.engine.name, _need(contender), contender.start)
+        worker, started = self._pool.get(contender.engine.process, _need(contender), contender.start)
         if started:
             self._introduce(worker, contender)
+        self._facts[contender.engine.name] = self._known[contender.engine.process]
+        way = {"way": contender.engine.way}
         seed = 1000 * number + case.sequences
         if case.sequences == 1 and case.context <= 2048 and case.name not in worker.met:
             # Engines choose kernels for a shape when they first meet it
-            worker.ask("prefill", prompt=case.context, seed=seed + 500)
+            worker.ask("prefill", prompt=case.context, seed=seed + 500, **way)
         worker.met.add(case.name)
         if case.tokens:
-            answer = worker.ask("decode", sequences=case.sequences, context=case.context, tokens=case.tokens, seed=seed)
+            sizes = {"sequences": case.sequences, "context": case.context, "tokens": case.tokens}
+            answer = worker.ask("decode", **sizes, seed=seed, **way)
         else:
-            answer = worker.ask("prefill", prompt=case.context, seed=seed)
+            answer = worker.ask("prefill", prompt=case.context, seed=seed, **way)
         del answer["first"]
         return answer
 
     def _fresh(self, contender: Contender, number: int) -> dict[str, float]:
         """A process that does nothing else; its file has been read before and lies in memory."""
-        name = contender.engine.name
-        if name not in self._facts:
-            worker, _ = self._pool.get(name, _need(contender), contender.start)
+        process, way = contender.engine.process, {"way": contender.engine.way}
+        if process not in self._known:
+            worker, _ = self._pool.get(process, _need(contender), contender.start)
             self._introduce(worker, contender)
-        self._pool.drop(name)
+        self._facts[contender.engine.name] = self._known[process]
+        self._pool.drop(process)
         self._pool.make_room(_need(contender))
         worker = contender.start()
         try:
             facts = self._introduce(worker, contender)
-            first = worker.ask("prefill", prompt=OPEN.context, seed=number)
-            worker.ask("decode", sequences=1, context=MEMORY.context, tokens=MEMORY.tokens, seed=number)
+            first = worker.ask("prefill", prompt=OPEN.context, seed=number, **way)
+            worker.ask("decode", sequences=1, context=MEMORY.context, tokens=MEMORY.tokens, seed=number, **way)
             held = worker.ask("memory")
         finally:
             worker.close()
@@ -108,7 +115,7 @@ class Run:
         prepared, room = contender.prepared, {"tokens": MOST_TOKENS, "sequences": MOST_SEQUENCES}
         options = dict(contender.engine.options)
         facts = worker.ask("open", folder=str(prepared.folder), threads=self._threads, options=options, **room)
-        self._facts[contender.engine.name] = {
+        self._known[contender.engine.process] = {
             "version": facts["version"],
             "settings": facts.get("settings"),
             "weight_bytes": prepared.weight_bytes,

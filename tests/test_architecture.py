@@ -23,7 +23,7 @@ PACKAGE = "QEfficient"
 # From the lowest layer to the highest; a part is a folder or a file of the package, the longest name counts.
 # A lower layer never imports a higher one.
 DIRECTION: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "specs", "program", "publication", "artifacts", "demo"}),
+    frozenset({"errors", "specs", "program", "progress", "publication", "artifacts", "demo"}),
     frozenset({"operators"}),
     frozenset({"transformers", "graph", "devices"}),
     frozenset({"generation"}),

@@ -123,6 +123,17 @@ def test_opening_is_measured_in_a_process_of_its_own(
     assert values["open_seconds"] == 0.25 and values["resident"] == 2000
 
 
+def test_two_ways_in_one_process(
+    contender: Callable[..., Contender], run_all: Callable[..., Results], tmp_path: Path
+) -> None:
+    plain = contender("a")
+    other = Contender(Engine("a-engine", "fake", None, 4, way="engine", shares="a"), plain.prepared, plain.start)
+    results = run_all([plain, other], (FOUR,), rounds=2)
+    assert [order["op"] for _, order in journal(tmp_path)].count("open") == 1
+    assert {s.engine for s in results.samples} == {"a", "a-engine"} == set(results.facts["tiny"])
+    assert {order["way"] for _, order in journal(tmp_path) if order["op"] == "decode"} == {"", "engine"}
+
+
 def test_memory_makes_the_worker_go_that_was_used_last(contender: Callable[..., Contender]) -> None:
     with Pool(budget=1.0) as pool:
         first, started = pool.get("a", 0.5, contender("a").start)
@@ -148,9 +159,8 @@ def test_what_an_engine_cannot_do_costs_it_that_case_only(
 ) -> None:
     results = run_all([contender("a", fails_at="decode")], (FOUR, PREFILLS[1]), rounds=2)
     assert [s.case for s in results.samples] == ["1x512", "1x512"]
-    assert results.failures == [
-        "tiny, 4x128: a cannot decode {'sequences': 4, 'context': 128, 'tokens': 32, 'seed': 1004}: ValueError: no"
-    ]
+    asked = {"sequences": 4, "context": 128, "tokens": 32, "seed": 1004, "way": ""}
+    assert results.failures == [f"tiny, 4x128: a cannot decode {asked}: ValueError: no"]
 
 
 def test_a_worker_that_does_not_answer_is_ended(tmp_path: Path) -> None:

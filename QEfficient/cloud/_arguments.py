@@ -228,10 +228,29 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompt", metavar="TEXT", help="several are separated by |")
     group.add_argument("--prompts-txt-file-path", metavar="FILE", help="a prompt per line; goes before --prompt")
+    add_length(group)
+
+
+def add_length(group: Any) -> None:
+    """How far an answer may go."""
     group.add_argument("--generation-len", "--max-new-tokens", type=int, metavar="N", help="most new tokens per prompt")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen, how many answers there are and what is told of them."""
+    add_choosing(parser)
+    group = parser.add_argument_group("answers")
+    group.add_argument("--n", type=int, metavar="N", help="answers to each prompt")
+    for ignored in ("--iteration", "--automation"):
+        group.add_argument(ignored, nargs="?", const=True, help=argparse.SUPPRESS)
+    for later in ("--image-path", "--image-url", "--img-size"):
+        group.add_argument(later, action=NotYet)
+    group = parser.add_argument_group("log-probabilities", "printed with --json")
+    group.add_argument("--logprobs", type=int, metavar="N", help="of each new token, and of the N likeliest")
+    group.add_argument("--prompt-logprobs", type=int, metavar="N", help="of each token of the prompt")
+
+
+def add_choosing(parser: argparse.ArgumentParser) -> None:
     """How the next token is chosen; what is not given is as the model's generation config says."""
     group = parser.add_argument_group("sampling", "default: what the model's own generation config says")
     group.add_argument("--temperature", type=float, metavar="X", help="0: the likeliest token")
@@ -241,16 +260,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-p", type=float, metavar="X", help="… among those X times as likely as the first")
     group.add_argument("--typical-p", type=float, metavar="X", help="… among the most typical that together have X")
     group.add_argument("--seed", type=int, metavar="N", help="for the same choices again")
-    group.add_argument("--n", type=int, metavar="N", help="answers to each prompt")
-    for ignored in ("--iteration", "--automation"):
-        group.add_argument(ignored, nargs="?", const=True, help=argparse.SUPPRESS)
-    for later in ("--image-path", "--image-url", "--img-size"):
-        group.add_argument(later, action=NotYet)
     _add_penalties(parser.add_argument_group("penalties"))
     _add_endings(parser.add_argument_group("end of an answer"))
-    group = parser.add_argument_group("log-probabilities", "printed with --json")
-    group.add_argument("--logprobs", type=int, metavar="N", help="of each new token, and of the N likeliest")
-    group.add_argument("--prompt-logprobs", type=int, metavar="N", help="of each token of the prompt")
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -100,25 +101,38 @@ def open_tokenizer(compiled: CompiledProgram) -> Any:
     return saved_tokenizer(compiled.program.folder / "tokenizer")
 
 
-def generate(
-    compiled: CompiledProgram, tokenizer: Any, task: Task, clock: StageClock, choice: DecodingChoice
-) -> dict[str, Any]:
-    """Run the prompts, print texts and figures unless JSON was asked for; return the record of all of it."""
+def check_program(compiled: CompiledProgram) -> None:
+    """Refuse what does not generate text, and what is damaged."""
     if compiled.program.model.task != "causal-lm":
         raise OptionError(f"{compiled.folder} computes {compiled.program.model.task}; it does not generate text.")
     ArtifactStore().open(compiled.program.folder)
-    check_prompts(tokenizer, task.prompts, compiled.spec)
-    params = sampling_params(compiled.program.model.generation, task.sampling)
+
+
+@contextmanager
+def opened(
+    compiled: CompiledProgram, tokenizer: Any, clock: StageClock, choice: DecodingChoice
+) -> Iterator[tuple[Engine, TextGenerator]]:
+    """An engine on the program, and the same for text."""
     if left_out(compiled.program.model.generation):
         note(left_out(compiled.program.model.generation))
     clock("load the program")
     with get_device(compiled.device).load(compiled) as session:
         choice = choice.or_usual(compiled.program.model.generation.get(LOOKUP), session.limits)
         with opened_decoding(choice, compiled, session.limits) as decoding:
-            engine = Engine(session, decoding)
-            text = TextGenerator(engine, tokenizer, compiled.program.model.eos_token_ids)
             clock.stop()
-            outputs = _run(text, task, params, clock)
+            engine = Engine(session, decoding)
+            yield engine, TextGenerator(engine, tokenizer, compiled.program.model.eos_token_ids)
+
+
+def generate(
+    compiled: CompiledProgram, tokenizer: Any, task: Task, clock: StageClock, choice: DecodingChoice
+) -> dict[str, Any]:
+    """Run the prompts, print texts and figures unless JSON was asked for; return the record of all of it."""
+    check_program(compiled)
+    check_prompts(tokenizer, task.prompts, compiled.spec)
+    params = sampling_params(compiled.program.model.generation, task.sampling)
+    with opened(compiled, tokenizer, clock, choice) as (engine, text):
+        outputs = _run(text, task, params, clock)
     geometry = compiled.spec.batch_size, compiled.spec.continuous_batching
     info = exec_info(outputs, *geometry, compiled.program.model.pad_token_id or 0, params.n)
     info.drafted, info.accepted = engine.statistics.drafted, engine.statistics.accepted

@@ -6,8 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TextIO
+
+from QEfficient.artifacts import format_size
+from QEfficient.progress import listening
 
 
 def note(text: str) -> None:
@@ -58,6 +62,8 @@ class StageClock:
         self._stage = ""
         self._start = 0.0
         self._bar: Any = None
+        self._task: Any = None
+        self._opened = ExitStack()
 
     def __call__(self, stage: str, shown: bool = True) -> None:
         """The next stage begins. Without `shown` the terminal is left to others, who show a progress of their own."""
@@ -77,12 +83,14 @@ class StageClock:
             self._stage = ""
 
     def __enter__(self) -> StageClock:
+        self._opened.enter_context(listening(self._advance))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._opened.close()
 
     def summary(self) -> None:
         """A table of all stages, or a remark that nothing was to be done."""
@@ -98,5 +106,10 @@ class StageClock:
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._bar.add_task(stage)
+        self._task = self._bar.add_task(stage)
         self._bar.start()
+
+    def _advance(self, done: int, total: int | None) -> None:
+        if self._bar is not None:
+            of_all = "" if total is None else f" of {format_size(total)}"
+            self._bar.update(self._task, description=f"{self._stage}: {format_size(done)}{of_all} written")

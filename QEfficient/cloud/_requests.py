@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from QEfficient import __version__
 from QEfficient.artifacts import ArtifactStore, fingerprint
+from QEfficient.cloud._writing import replace_text
 from QEfficient.demo import DEMO_NAME, demo_folder
 from QEfficient.program import FORMAT_VERSION
 
@@ -52,9 +51,7 @@ class Requests:
             return
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._note.parent, delete=False, encoding="utf-8") as file:
-                json.dump({kind: str(folder)}, file)
-            os.replace(file.name, self._note)
+            replace_text(self._note, json.dumps({kind: str(folder)}))
         except OSError as error:  # nothing is lost but time
             logger.info("the request was not noted: %s", error)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from QEfficient.cloud import _arguments as options
 
 if TYPE_CHECKING:
-    from QEfficient.program import CompiledProgram
     from QEfficient.specs import CompileSpec
 
 HELP = "Export and compile a model as far as needed, then generate text."
@@ -38,10 +37,9 @@ def add_arguments(parser: options.Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
-    from QEfficient.cloud._preparation import Preparation, model_name, tokenizer_options
+    from QEfficient.cloud._preparation import Preparation, draft_program, model_name, tokenizer_options
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
-    from QEfficient.cloud.execute import find_compiled, is_compiled
     from QEfficient.demo import DEMO_NAME
 
     name = model_name(arguments)
@@ -56,13 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         def check(spec: CompileSpec) -> None:
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 
-        def draft() -> CompiledProgram:
-            if is_compiled(arguments.draft_model):
-                return find_compiled(arguments.draft_model)
-            return Preparation(arguments.draft_model, arguments, clock).compiled()
-
         compiled = Preparation(name, arguments, clock).compiled(check)
-        choice = generation.decoding(arguments, draft)
+        choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
         record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)
     if arguments.json:
         paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": compiled.folder}

@@ -219,6 +219,11 @@ class Device(ABC):
         """As `load`, for a program without state."""
         raise DeviceError(f"device '{self.name}' does not run encoders. Choose another with device=.")
 
+    def ingredients(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the compiled form depends on beside the program and these options: the version of what this device
+        writes, the content of files that options name."""
+        return {}
+
     def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options that are this device's own. Refuses misspelt ones; logs those of the Cloud AI 100."""
         own, foreign = {}, []

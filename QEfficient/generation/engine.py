@@ -40,9 +40,8 @@ class Engine:
         clock: Clock = time.perf_counter,
     ) -> None:
         self.session = session
-        self._decoding = decoding or OneToken()
-        lookahead = self._decoding.lookahead if isinstance(self._decoding, Drafting) else 0
-        self.scheduler = scheduler or Scheduler(session.limits, lookahead=lookahead)
+        self.scheduler = scheduler or Scheduler(session.limits)
+        self.use(decoding or OneToken())
         self._clock = clock
         self._deadlines = Deadlines()
         self._totals = Statistics()
@@ -58,6 +57,11 @@ class Engine:
         return replace(
             self._totals, preemptions=own.preemptions, cache=own.counts, waiting=own.waiting, running=own.running
         )
+
+    def use(self, decoding: Decoding) -> None:
+        """Find tokens in this way from the next step on, also those of requests that are here."""
+        self._decoding = decoding
+        self.scheduler.look_ahead(decoding.lookahead if isinstance(decoding, Drafting) else 0)
 
     def submit(self, request: Request) -> None:
         """Queue a new request. Raises `PromptError` if it can never fit."""
@@ -97,18 +101,31 @@ class Engine:
     def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Submit requests and yield their events; closing the iterator cancels those that are left.
 
-        Requests of others that are in the engine advance too; their tokens are in their `generated`.
+        Requests of others that are in the engine advance too, and while others step it these do: what came meanwhile is
+        in the next event.
         """
-        own: dict[Request, None] = {}
+        told: dict[Request, int] = {}  # how many of its tokens were in events
         try:
             for request in requests:
                 self.submit(request)
-                own[request] = None
-            while not all(request.finished for request in own):
-                yield from (event for event in self.step() if event.request in own)
+                told[request] = 0
+            while told:
+                yield from self._news(told)
+                if told:
+                    self.step()
         finally:
-            for request in own:
+            for request in told:
                 self.cancel(request)
+
+    def _news(self, told: dict[Request, int]) -> Iterator[Event]:
+        for request in list(told):
+            tokens = tuple(request.generated[told[request] :])
+            if request.finished:
+                del told[request]
+            else:
+                told[request] += len(tokens)
+            if tokens or request.finished:
+                yield Event(request, tokens, request.finish_reason)
 
     def generate(self, requests: Sequence[Request]) -> list[RequestOutput]:
         """Run requests to their ends; outputs in the order of the requests."""

@@ -42,7 +42,7 @@ class CloudAI100ExecInfo:
     outputs: list[list[RequestOutput]] = field(default_factory=list)
     """All that is known of the answers, one list per prompt: tokens, why each ended, log-probabilities, timings."""
     drafted: int = 0
-    """Tokens that were tried ahead (docs/decodings.md)."""
+    """Tokens that were tried ahead meanwhile (docs/decodings.md), also for iterators that are open."""
     accepted: int = 0
     """Those of them that were kept."""
 

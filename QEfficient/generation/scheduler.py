@@ -30,8 +30,7 @@ class Scheduler:
         self._limits = limits
         self._policy = policy or policy_for(limits)
         self._places = places_for(limits, prefix_cache)
-        goes_back = limits.paging is None or limits.paging.shareable
-        self._lookahead = min(lookahead, limits.chunk - 1, limits.logits - 1) if goes_back else 0
+        self.look_ahead(lookahead)
         self._queue = Queue()
         self._arrivals = count()
         self._running: dict[Request, Place] = {}  # in the order of their turns
@@ -52,6 +51,12 @@ class Scheduler:
     @property
     def counts(self) -> CacheCounts:
         return self._places.counts
+
+    def look_ahead(self, tokens: int) -> None:
+        """From now on keep room for so many tokens that a decoding would like to add to a row."""
+        limits = self._limits
+        goes_back = limits.paging is None or limits.paging.shareable
+        self._lookahead = min(tokens, limits.chunk - 1, limits.logits - 1) if goes_back else 0
 
     def check(self, request: Request) -> None:
         """Refuse a prompt that can never run."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from QEfficient.errors import OptionError, PromptError
-from QEfficient.generation.engine import Engine
+from QEfficient.generation.engine import Engine, Event
 from QEfficient.generation.masks import TokenMask
 from QEfficient.generation.recording import check_logprobs
 from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
@@ -179,6 +179,11 @@ class TextGenerator:
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self._eos_ids = own if eos_token_ids is None else tuple(eos_token_ids)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be encoded."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text as tokens."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
@@ -186,14 +191,22 @@ class TextGenerator:
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> list[int]:
         """Messages as tokens by the tokenizer's chat template; `options` (`tools`, …) go to the template."""
-        tokenizer: Any = self._tokenizer
-        if not getattr(tokenizer, "chat_template", None):
+        if not self.has_chat_template:
             raise PromptError(
                 "messages were given, but the tokenizer has no chat template. Give a plain prompt instead."
             )
         given = {"add_generation_prompt": True, **(options or {})}
         # The template writes the special tokens itself.
-        return self.encode(tokenizer.apply_chat_template(messages, tokenize=False, **given), add_special_tokens=False)
+        return self.encode(self._rendered(messages, given), add_special_tokens=False)
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        from jinja2.exceptions import TemplateError  # what transformers renders templates with
+
+        tokenizer: Any = self._tokenizer
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except TemplateError as error:  # many templates refuse roles that they do not know, or their order
+            raise PromptError(f"the chat template refuses these messages: {error}") from error
 
     def request(self, ids: Sequence[int], params: SamplingParams = GREEDY, priority: int = 0) -> Request:
         """A request that ends at the model's end-of-sequence tokens: the first answer, where several are wanted."""
@@ -223,10 +236,29 @@ class TextGenerator:
         """Run requests, yielding their text as it comes; closing the iterator cancels those that are left."""
         return self._stream({request: self.writer(request) for request in requests})
 
+    def read(self, event: Event, writer: TextWriter) -> TextEvent:
+        """What an event of the engine says, as text; a stop string ends the request. For those who step the engine."""
+        request, known = event.request, writer.read
+        text = writer.push(event.tokens, last=request.finished)
+        if writer.stopped:
+            self._engine.finish(request, "stop")
+            request.finish_reason = "stop"  # a stop string goes before a length reached with the same token
+            request.shorten(writer.read)  # several tokens may have come at once
+        return TextEvent(request, event.tokens[: writer.read - known], text, request.finish_reason)
+
     def stream_text(self, prompt: str, params: SamplingParams = GREEDY) -> Iterator[str]:
-        """Run one prompt, yielding its text in pieces."""
-        events = self.stream([self.request(self.encode(prompt), params)])
-        return (event.text for event in events if event.text)
+        """Run one prompt, yielding its text in pieces; closing the iterator cancels what is left."""
+        return self.stream_ids(self.encode(prompt), params)
+
+    def stream_ids(self, ids: Sequence[int], params: SamplingParams = GREEDY) -> Iterator[str]:
+        """As `stream_text`, from tokens. What cannot run is refused at once, not with the first piece."""
+        if params.n != 1:
+            raise OptionError(f"an iterator of text follows one answer, but n is {params.n}. Leave it out.")
+        if isinstance(self._tokenizer, TokensOnly):
+            raise OptionError("the model came without a tokenizer, so there is no text to stream: pass tokenizer=.")
+        (request,) = self.requests(ids, params)
+        self._engine.scheduler.check(request)
+        return (event.text for event in self.stream([request]) if event.text)
 
     def generate_texts(
         self, prompts: Sequence[str], params: SamplingParams = GREEDY, streamer: Streamer | None = None
@@ -243,27 +275,25 @@ class TextGenerator:
         if streamer is not None and params.n != 1:
             raise OptionError(f"a streamer follows one answer, but n is {params.n}. Leave it out.")
         writers = {request: self.writer(request) for ids in prompts for request in self.requests(ids, params)}
-        if streamer is not None:
-            streamer.put(np.array(prompts, np.int64))
-        for event in self._stream(writers):
-            if streamer is not None:
-                _put(streamer, event.tokens)
-        if streamer is not None:
-            streamer.end()
+        if streamer is None:
+            for _ in self._stream(writers):
+                pass
+        else:
+            self._feed(streamer, writers)
         return [output_of(request, writer.text) for request, writer in writers.items()]
+
+    def _feed(self, streamer: Streamer, writers: Mapping[Request, TextWriter]) -> None:
+        try:
+            for request in writers:
+                streamer.put(np.array([request.prompt], np.int64))
+            for event in self._stream(writers):
+                for token in event.tokens:
+                    streamer.put(np.array([token], np.int64))
+        finally:
+            streamer.end()  # also after an error: another thread may wait for the end
 
     def _stream(self, writers: Mapping[Request, TextWriter]) -> Iterator[TextEvent]:
         for event in self._engine.stream(list(writers)):
-            request, writer = event.request, writers[event.request]
-            known = writer.read
-            text = writer.push(event.tokens, last=request.finished)
-            if writer.stopped:
-                self._engine.finish(request, "stop")
-                request.finish_reason = "stop"  # a stop string goes before a length reached with the same token
-                request.shorten(writer.read)  # several tokens may have come at once
-            yield TextEvent(request, event.tokens[: writer.read - known], text, request.finish_reason)
-
-
-def _put(streamer: Streamer, tokens: Sequence[int]) -> None:
-    for token in tokens:
-        streamer.put(np.array([token], np.int64))
+            writer = writers[event.request]
+            if not writer.stopped:  # else its end was told with the stop string
+                yield self.read(event, writer)

@@ -80,11 +80,10 @@ def _scan(
     step: ir.Graph, record: Any, states: list[ir.Value], sequences: list[ir.Value], positions: ir.Value
 ) -> ir.Node:
     body = _Nodes()
-    # Some runtimes do not look outside for the types of a body's inputs.
-    types = [value.type for value in step.inputs]
-    tokens = [ir.Value(name=f"token_{i}", type=types[i]) for i in range(record.sequences)]
-    carried = [ir.Value(name=f"carried_{i}", type=types[record.sequences + i]) for i in range(record.states)]
-    position = ir.Value(name="position", type=ir.TensorType(ir.DataType.INT64))
+    moving = list(step.inputs)
+    tokens = [_body_input(f"token_{i}", moving[i], dropped_axis=1) for i in range(record.sequences)]
+    carried = [_body_input(f"carried_{i}", moving[record.sequences + i]) for i in range(record.states)]
+    position = ir.Value(name="position", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["rows"]))
     zero, axis = body.constant(0), body.constant([1])
     starts, counts = body("Equal", position, zero), body("GreaterOrEqual", position, zero)
     step_inputs = [body("Unsqueeze", token, axis) for token in tokens]
@@ -117,6 +116,13 @@ def _scan(
         },
         num_outputs=record.states + record.outputs,
     )
+
+
+def _body_input(name: str, traced: ir.Value, dropped_axis: int | None = None) -> ir.Value:
+    """An input with type and shape: some runtimes do not look for them outside of a body."""
+    assert traced.shape is not None
+    sizes = [size for axis, size in enumerate(traced.shape) if axis != dropped_axis]
+    return ir.Value(name=name, type=traced.type, shape=ir.Shape(sizes))
 
 
 def _shaped(body: _Nodes, flags: ir.Value, shape: tuple[int, ...]) -> ir.Value:

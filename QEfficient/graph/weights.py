@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from QEfficient import progress
 from QEfficient.errors import WeightsError
 
 INLINE_LIMIT = 1024
@@ -53,6 +54,7 @@ class ExternalData:
         self.places: dict[str, Place] = {}
         self.written: set[str] = set()
         self._ends: list[int] = [0]
+        self._done = 0
 
     def _file(self, index: int) -> str:
         return f"{self.stem}_{index}.onnx.data" if self.split else f"{self.stem}.onnx.data"
@@ -85,7 +87,7 @@ class ExternalData:
         unchanged = source.dtype == place.dtype and self.clip is None and raw_size == place.size
         with open(self.folder / place.file, "r+b", buffering=0) as file:
             if unchanged and hasattr(source, "copy_into") and source.copy_into(file.fileno(), position):
-                self.written.add(name)
+                self._record(name)
                 return
             for block in blocks:
                 block = self._cast(block, place.dtype)
@@ -95,7 +97,12 @@ class ExternalData:
                 position += raw.nbytes
         if position - place.offset != place.size:
             raise WeightsError(f"'{name}' has {position - place.offset:,} bytes, {place.size:,} were expected.")
+        self._record(name)
+
+    def _record(self, name: str) -> None:
         self.written.add(name)
+        self._done += self.places[name].size
+        progress.tell(self._done, sum(self._ends))
 
     def _cast(self, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if self.clip is not None and block.is_floating_point():

@@ -1,4 +1,4 @@
-"""Ours: the bare loop over a session, with blocks dealt out once; or, with the option `engine`, through the engine."""
+"""Ours: the bare loop over a session, with blocks dealt out once; or, in the way `engine`, through the engine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1 + 8 / 64}
 class Own(Runner):
     def __init__(self) -> None:
         self._way: _Loop | _Engine | None = None
+        self._chosen: type[_Loop | _Engine] = _Loop
 
     def load_library(self) -> None:
         import numpy  # noqa: F401
@@ -31,7 +32,6 @@ class Own(Runner):
 
         compiled = load_compiled(folder / "compiled")
         self._session = get_device("cpu").load(compiled)
-        self._engine = bool(options.get("engine"))
         chosen = compiled.report["options"]
         return {
             "version": getattr(QEfficient, "__version__", "?"),
@@ -40,8 +40,11 @@ class Own(Runner):
             "settings": chosen,
         }
 
+    def choose(self, way: str) -> None:
+        self._chosen = {"": _Loop, "engine": _Engine}[way]
+
     def begin(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-        self._way = (_Engine if self._engine else _Loop)(self._session, prompts, tokens)
+        self._way = self._chosen(self._session, prompts, tokens)
 
     def prefill(self) -> None:
         assert self._way is not None

@@ -1,8 +1,8 @@
 """What every worker does: take orders as lines of JSON, time what the engine does, answer with a line of JSON.
 
 open     {folder, threads, tokens, sequences, options}  → seconds of importing and of opening, facts of the engine
-prefill  {prompt, seed}                                 → seconds until the first token of one sequence
-decode   {sequences, context, tokens, seed}             → the same, and seconds of `tokens` steps after it
+prefill  {prompt, seed, way}                            → seconds until the first token of one sequence
+decode   {sequences, context, tokens, seed, way}        → the same, and seconds of `tokens` steps after it
 memory   {}                                             → what of this process is resident, in bytes
 close    {}                                             → the process ends
 """
@@ -39,6 +39,11 @@ class Runner(ABC):
 
         Returns facts: at least `version`, `vocabulary` and `kv_element_bytes`.
         """
+
+    def choose(self, way: str) -> None:
+        """How the next sequences run, for those who have several ways."""
+        if way:
+            raise ValueError(f"{type(self).__name__} has no way '{way}'")
 
     @abstractmethod
     def begin(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
@@ -101,11 +106,12 @@ class Service:
             "library_bytes": libraries,
         }
 
-    def _prefill(self, prompt: int, seed: int) -> dict[str, Any]:
-        return self._decode(1, prompt, 0, seed)
+    def _prefill(self, prompt: int, seed: int, way: str = "") -> dict[str, Any]:
+        return self._decode(1, prompt, 0, seed, way)
 
-    def _decode(self, sequences: int, context: int, tokens: int, seed: int) -> dict[str, Any]:
+    def _decode(self, sequences: int, context: int, tokens: int, seed: int, way: str = "") -> dict[str, Any]:
         warm = WARM_STEPS if tokens else 0
+        self._runner.choose(way)
         self._runner.begin(prompts(sequences, context, self._vocabulary, seed), 1 + warm + tokens)
         try:
             started = time.perf_counter()

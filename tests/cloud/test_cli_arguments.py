@@ -144,7 +144,7 @@ def test_examples_can_be_typed(command: str) -> None:
         read(command, *words)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/command_line.md", "docs/sampling.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/chat.md", "docs/command_line.md", "docs/sampling.md"])
 def test_documented_commands_can_be_typed(document: str) -> None:
     text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
     lines = re.findall(r"^(?: {4})?qefficient (?!.* \| )(.*?)(?:\s{3,}.*|\s+#.*)?$", text, re.M)

@@ -17,6 +17,7 @@ from QEfficient.devices import Limits, Row
 from QEfficient.devices.null import null_next_token
 from QEfficient.errors import OptionError
 from QEfficient.generation.decoding.draft_model import DraftModel
+from QEfficient.generation.decoding.one_token import OneToken
 from QEfficient.generation.decoding.prompt_lookup import PromptLookup
 from QEfficient.generation.decoding.speculation import Speculation
 from QEfficient.generation.engine import Engine
@@ -234,6 +235,26 @@ def test_a_failed_step_changes_no_draw(failing: str) -> None:
     expected = plain.generate([asked(number) for number in range(13)])
     assert engine.statistics.failed_steps
     assert [told(output_of(one)) for one in requests] == [told(output) for output in expected]
+
+
+def test_another_decoding_at_any_step_changes_no_token() -> None:
+    engine, own = Engine(RepeatingSession(LIMITS)), random.Random(0)
+    decodings = [OneToken(), *(make() for make in DECODINGS.values())]
+    requests = [asked(number, masked=True) for number in range(26)]
+    for one in requests:
+        engine.submit(one)
+    while not engine.idle:
+        engine.use(own.choice(decodings))
+        engine.step()
+    plain = Engine(RepeatingSession(LIMITS))
+    expected = plain.generate([asked(number, masked=True) for number in range(26)])
+    assert [told(output_of(one)) for one in requests] == [told(output) for output in expected]
+    assert engine.statistics.accepted > 0
+    check_nothing_held(engine.scheduler)
+    drafted = engine.statistics.drafted
+    engine.use(OneToken())
+    engine.generate([asked(number) for number in range(26)])
+    assert engine.statistics.drafted == drafted
 
 
 class FailingMask(CountingMask):

@@ -18,6 +18,9 @@ from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
+FORMAT = 2
+"""Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
+
 
 class CpuDevice(Device):
     """Compiles for this machine's processors."""
@@ -32,13 +35,21 @@ class CpuDevice(Device):
             return "OpenVINO is not installed (pip install openvino)."
         return None
 
+    def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        own = super().own_options(given)
+        read_options(own).check()
+        return own
+
+    def ingredients(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"format": FORMAT, "calibration": read_options(own).calibration_digest()}
+
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
         from QEfficient.devices.cpu.compilation import compile_graph
 
         graph = program.graphs["lm"].spec
         check_batching(graph, spec)
         write_specializations(folder / "specializations.json", spec.specializations(graph.windows))
-        return compile_graph(program, spec.ctx_len, read_options(self.own_options(spec.device_options)), folder)
+        return compile_graph(program, spec.ctx_len, read_options(spec.device_options), folder)
 
     def load(self, compiled: CompiledProgram) -> Session:
         from QEfficient.devices.cpu.packed import PackedSession

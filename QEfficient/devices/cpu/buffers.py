@@ -11,27 +11,19 @@ from QEfficient.program import StateSpec
 
 
 class StateBuffers:
-    """The states of one request object. Nothing is copied between runs."""
+    """The states of request objects that take turns. Nothing is copied between runs."""
 
     def __init__(self, request: Any, states: Sequence[StateSpec], symbols: Mapping[str, int]) -> None:
-        self._request = request
+        """`request`: any of them; it tells the types."""
         self._names = [(state.input.name, state.output.name) for state in states]
-        self._read = [self._zeros(state, symbols) for state in states]
-        self._write = [self._zeros(state, symbols) for state in states]
+        self._read = [_zeros(request, state, symbols) for state in states]
+        self._write = [_zeros(request, state, symbols) for state in states]
 
-    def _zeros(self, state: StateSpec, symbols: Mapping[str, int]) -> Any:
-        import openvino
-
-        kind = self._request.get_tensor(state.input.name).element_type
-        tensor = openvino.Tensor(kind, openvino.Shape(list(state.input.resolve(symbols))))
-        tensor.data[...] = 0
-        return tensor
-
-    def bind(self) -> None:
-        """Before a run."""
+    def bind(self, request: Any) -> None:
+        """Before a run of this request."""
         for (old, new), read, write in zip(self._names, self._read, self._write, strict=True):
-            self._request.set_tensor(old, read)
-            self._request.set_tensor(new, write)
+            request.set_tensor(old, read)
+            request.set_tensor(new, write)
 
     def swap(self) -> None:
         """After a run."""
@@ -39,3 +31,12 @@ class StateBuffers:
 
     def copies(self) -> dict[str, np.ndarray]:
         return {old: np.array(tensor.data) for (old, _), tensor in zip(self._names, self._read, strict=True)}
+
+
+def _zeros(request: Any, state: StateSpec, symbols: Mapping[str, int]) -> Any:
+    import openvino
+
+    kind = request.get_tensor(state.input.name).element_type
+    tensor = openvino.Tensor(kind, openvino.Shape(list(state.input.resolve(symbols))))
+    tensor.data[...] = 0
+    return tensor

@@ -13,14 +13,13 @@ import onnx_ir as ir
 from QEfficient.devices import Batch, Row
 from QEfficient.devices.cpu.compression import Compression
 from QEfficient.devices.cpu.linear import find_linears
-from QEfficient.devices.cpu.opening import MODEL_FILE, open_model
-from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.opening import MODEL_FILE, ModelFile
+from QEfficient.devices.cpu.options import OWN_TEXT, CpuOptions
 from QEfficient.devices.cpu.packed import BLOCK, allocate_caches, feeds
 from QEfficient.devices.cpu.weights import WeightFile
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
 
-OWN_TEXT = "self"
 SEQUENCES, LENGTH = 8, 128
 """Texts, and tokens of each: what a model writes for its own calibration, or what is read of a file."""
 OPTIONS = CpuOptions(weight_format="bf16", head_format="bf16", kv_cache="bf16")
@@ -54,7 +53,7 @@ def calibrate(program: ExportedProgram, model: ir.Model, text: str, folder: Path
     with WeightFile(folder) as file:
         Compression(model, file, OPTIONS).run(find_linears(model))
     ir.save(model, folder / MODEL_FILE)
-    request = open_model(folder, OPTIONS).create_infer_request()
+    request = ModelFile(folder, OPTIONS).compiled().create_infer_request()
     allocate_caches(request, SEQUENCES * -(-LENGTH // BLOCK))
     with ExitStack() as stack:
         run = _Run(request, calibration.open(stack))
@@ -98,8 +97,6 @@ def _write_text(run: _Run, program: ExportedProgram) -> None:
 
 def _read_text(program: ExportedProgram, path: Path) -> list[list[int]]:
     tokenizer = program.folder / "tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        raise OptionError(f"calibration '{path}' is neither '{OWN_TEXT}' nor a text file.")
     if not tokenizer.is_file():
         raise OptionError(f"{program.folder} holds no tokenizer to read {path} with; use calibration='{OWN_TEXT}'.")
     from tokenizers import Tokenizer

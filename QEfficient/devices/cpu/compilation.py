@@ -49,6 +49,9 @@ def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, f
     opened = _opened(program, ctx_len)
     linears = find_linears(opened.model)
     chosen = options.resolved(linear_bytes(linears))
+    chosen.check()
+    if chosen.batch_invariant:
+        _refuse_slots(program, opened, "cannot be batch_invariant")
     with TemporaryDirectory(dir=folder) as scratch, WeightFile(folder) as file:
         activations = _activations(program, ctx_len, chosen, Path(scratch)) if chosen.calibration else None
         Compression(opened.model, file, chosen, activations).run(linears)
@@ -89,10 +92,14 @@ def _opened(program: ExportedProgram, ctx_len: int) -> _Opened:
     return _Opened(model, lowered, reason)
 
 
-def _activations(program: ExportedProgram, ctx_len: int, options: CpuOptions, scratch: Path) -> Activations:
-    opened = _opened(program, ctx_len)
+def _refuse_slots(program: ExportedProgram, opened: _Opened, what: str) -> None:
     ways = [opened.way(state.layer) for state in program.graphs[ROLE].spec.states]
     slotted = [way for way in ways if way != "blocks"]
     if slotted:
-        raise OptionError(f"{program.model.name} cannot be calibrated: a layer is in {slotted[0]}. Leave it out.")
+        raise OptionError(f"{program.model.name} {what}: a layer is in {slotted[0]}. Leave the option out.")
+
+
+def _activations(program: ExportedProgram, ctx_len: int, options: CpuOptions, scratch: Path) -> Activations:
+    opened = _opened(program, ctx_len)
+    _refuse_slots(program, opened, "cannot be calibrated")
     return calibrate(program, opened.model, options.calibration, scratch).activations

@@ -38,26 +38,48 @@ class Compression:
         self._done: dict[tuple[str, str], list[ir.Value]] = {}
 
     def run(self, linears: list[Linear]) -> None:
-        for linear in linears:
-            wanted = self._options.head_format if linear.is_head else self._options.weight_format
+        for wanted, together in self._fed_alike(linears):
             if wanted in BITS:
-                self._compress(linear, wanted)
+                self._compress(together, wanted)
             elif wanted != "f32":
-                self._narrow(linear, wanted)
+                for linear in together:
+                    self._narrow(linear, wanted)
         remove_unused(self._graph)
         for name in list(self._graph.initializers):
             self._place(self._graph.initializers[name])
         remove_unused(self._graph)
 
-    def _compress(self, linear: Linear, wanted: str) -> None:
+    def _fed_alike(self, linears: list[Linear]) -> list[tuple[str, list[Linear]]]:
+        """The layers that share their activations and their format, and that format."""
+        found: dict[tuple[str, int], list[Linear]] = {}
+        for linear in linears:
+            wanted = self._options.head_format if linear.is_head else self._options.weight_format
+            found.setdefault((wanted, id(linear.activations)), []).append(linear)
+        return [(wanted, together) for (wanted, _), together in found.items()]
+
+    def _compress(self, together: list[Linear], wanted: str) -> None:
+        """One node for all: activations are quantized once, and threads meet once."""
+        first = together[0]
         grid = Grid(BITS[wanted], self._options.group_size, self._options.symmetric)
-        key = (str(linear.weight.name), wanted)
+        weights = [value for linear in together for value in self._packed_once(linear, grid)]
+        results = Nodes(self._graph, first.node).several(
+            len(together),
+            COMPRESSED_LINEAR,
+            *(first.activations, *weights),
+            domain=DOMAIN,
+            bits=grid.bits,
+            group=grid.group,
+            in_features=first.shape[1],
+            out_features=[linear.shape[0] for linear in together],
+        )
+        for linear, result in zip(together, results, strict=True):
+            self._finish(linear, Nodes(self._graph, linear.node), result)
+
+    def _packed_once(self, linear: Linear, grid: Grid) -> list[ir.Value]:
+        key = (str(linear.weight.name), f"int{grid.bits}")
         if key not in self._done:  # a matrix may serve several layers
             self._done[key] = self._packed(linear, grid)
-        build, (outputs, inputs) = Nodes(self._graph, linear.node), linear.shape
-        attributes = {"bits": grid.bits, "group": grid.group, "in_features": inputs, "out_features": outputs}
-        result = build(COMPRESSED_LINEAR, linear.activations, *self._done[key], domain=DOMAIN, **attributes)
-        self._finish(linear, build, result)
+        return self._done[key]
 
     def _packed(self, linear: Linear, grid: Grid) -> list[ir.Value]:
         (outputs, inputs), name = linear.shape, str(linear.weight.name)
@@ -79,9 +101,9 @@ class Compression:
         size = -(-outputs // TILE) * TILE * padded * grid.bits // 8
         values = [self._file.add(f"{name}.q{grid.bits}", ir.DataType.UINT8, (size,), parts())]
         shape = (-(-outputs // TILE), padded // grid.group, TILE)
-        values.append(self._file.add(f"{name}.scale", ir.DataType.FLOAT16, shape, scales))
+        values.append(self._file.add(f"{name}.scale{grid.bits}", ir.DataType.FLOAT16, shape, scales))
         if zeros:
-            values.append(self._file.add(f"{name}.zero", ir.DataType.UINT8, shape, zeros))
+            values.append(self._file.add(f"{name}.zero{grid.bits}", ir.DataType.UINT8, shape, zeros))
         for value in values:
             self._graph.register_initializer(value)
         return values
@@ -109,7 +131,7 @@ class Compression:
         if isinstance(tensor, ir.ExternalTensor) and tensor.location == FILE:
             return
         readers = list(value.consumers())
-        is_table = readers and all(node.op_type == "Gather" and node.inputs[0] is value for node in readers)
+        is_table = bool(readers) and all(_looks_up_rows(node, value) for node in readers)
         if is_table and len(tensor.shape) == 2 and tensor.nbytes >= INLINE_LIMIT and tensor.dtype.is_floating_point():
             self._place_table(value)
             return
@@ -118,6 +140,7 @@ class Compression:
             data = data.astype(np.float32)
         if data.nbytes < INLINE_LIMIT:
             value.const_value = ir.tensor(np.array(data), name=value.name)
+            value.type = ir.TensorType(value.const_value.dtype)
             return
         placed = self._file.add(value.name, ir.DataType.from_numpy(data.dtype), data.shape, [data])
         value.const_value, value.type = placed.const_value, placed.type
@@ -166,6 +189,11 @@ class Compression:
     def _finish(self, linear: Linear, build: Nodes, result: ir.Value) -> None:
         bias = linear.node.inputs[2] if len(linear.node.inputs) > 2 else None
         replace_output(linear.node, result if bias is None else build("Add", result, bias))
+
+
+def _looks_up_rows(node: ir.Node, table: ir.Value) -> bool:
+    is_lookup = not node.domain and node.op_type == "Gather" and node.inputs[0] is table
+    return is_lookup and ("axis" not in node.attributes or node.attributes["axis"].as_int() == 0)
 
 
 def _packed_values(rounded: Rounded, grid: Grid) -> np.ndarray:

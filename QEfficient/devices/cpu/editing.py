@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +16,16 @@ class Nodes:
         self._graph, self._before = graph, before
 
     def __call__(self, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: object) -> ir.Value:
-        node = ir.node(operator, list(inputs), attributes or None, domain=domain)  # type: ignore[arg-type]
+        return self.several(1, operator, *inputs, domain=domain, **attributes)[0]
+
+    def several(
+        self, count: int, operator: str, *inputs: ir.Value | None, domain: str = "", **attributes: object
+    ) -> Sequence[ir.Value]:
+        """A node with `count` outputs; returns all of them."""
+        given: Any = attributes or None
+        node = ir.node(operator, list(inputs), given, domain=domain, num_outputs=count)
         self._graph.insert_before(self._before, node)
-        return node.outputs[0]
+        return node.outputs
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
         """The same operator on other inputs; returns its outputs."""

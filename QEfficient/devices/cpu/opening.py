@@ -1,11 +1,13 @@
-"""A compiled folder → a model that OpenVINO has made ready for this machine."""
+"""A compiled folder → models that OpenVINO has made ready for this machine."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +25,58 @@ COMPUTED_IN = {"bf16": "bf16", "f16": "f16"}
 """Weight format → what everything is computed in; float32 for the others."""
 
 
-def open_model(folder: Path, options: CpuOptions) -> Any:
-    """An `openvino.CompiledModel`."""
-    import openvino
+class ModelFile:
+    """The artifact, read once, to be compiled for any sizes and for certain ones."""
 
-    path = folder / MODEL_FILE
-    if not path.is_file():
-        raise ArtifactError(f"{folder} holds no {MODEL_FILE}. Compile the program again.")
-    native = _native_library(options.linear_kernel) if options.compresses else None
-    core = openvino.Core()
-    if native is not None:
-        core.add_extension(str(native))
-    try:
-        return core.compile_model(read_model(path, native), "CPU", settings(options))
-    except RuntimeError as error:
-        raise DeviceError(f"OpenVINO {openvino.__version__} cannot open {path}: {error}") from error
+    def __init__(self, folder: Path, options: CpuOptions) -> None:
+        import openvino
+
+        self._path = folder / MODEL_FILE
+        if not self._path.is_file():
+            raise ArtifactError(f"{folder} holds no {MODEL_FILE}. Compile the program again.")
+        native = _native_library(options.linear_kernel) if options.compresses else None
+        self.is_native = native is not None
+        """Whether our kernel computes the compressed layers, from weights that stay where they are."""
+        if options.batch_invariant and native is None:
+            raise DeviceError(f"{folder} was compiled with batch_invariant, but {why_missing()}")
+        self._settings = settings(options)
+        self._core = openvino.Core()
+        if native is not None:
+            self._core.add_extension(str(native))
+        with self._told():
+            self._model = read_model(self._path, native)
+
+    @property
+    def inputs(self) -> list[str]:
+        return [port.any_name for port in self._model.inputs]
+
+    def compiled(self) -> Any:
+        """An `openvino.CompiledModel` for any sizes."""
+        return self.compiled_for([{}])[0]
+
+    def compiled_for(self, variants: Sequence[Mapping[str, Sequence[int]]]) -> list[Any]:
+        """One for each of these sizes of inputs, at the same time; what is not named has any size."""
+        with self._told(), ThreadPoolExecutor(len(variants)) as pool:
+            return list(pool.map(self._compiled, [self._with_sizes(sizes) for sizes in variants]))
+
+    def _with_sizes(self, sizes: Mapping[str, Sequence[int]]) -> Any:
+        if not sizes:
+            return self._model
+        model = self._model.clone()
+        model.reshape({name: list(shape) for name, shape in sizes.items()})
+        return model
+
+    def _compiled(self, model: Any) -> Any:
+        return self._core.compile_model(model, "CPU", self._settings)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        import openvino
+
+        try:
+            yield
+        except RuntimeError as error:
+            raise DeviceError(f"OpenVINO {openvino.__version__} cannot open {self._path}: {error}") from error
 
 
 def _native_library(wanted: str) -> Path | None:
@@ -57,12 +96,16 @@ def _say_once(reason: str) -> None:
     logger.warning("compressed layers run on OpenVINO's own kernels: %s", reason)
 
 
+def thread_count(options: CpuOptions) -> int:
+    return options.num_threads or len(os.sched_getaffinity(0))
+
+
 def settings(options: CpuOptions) -> dict[str, Any]:
     """OpenVINO's own properties."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": options.num_threads or len(os.sched_getaffinity(0)),
+        "INFERENCE_NUM_THREADS": thread_count(options),
         "INFERENCE_PRECISION_HINT": COMPUTED_IN.get(options.weight_format, "f32"),
         "KV_CACHE_PRECISION": options.kv_cache,
     }

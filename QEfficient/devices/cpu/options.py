@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from QEfficient.errors import OptionError, did_you_mean
@@ -14,7 +16,9 @@ CACHES = ("f32", "f16", "u8")
 CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "f32", "u8")}
 """What attention takes, by what it computes in."""
 KERNELS = ("auto", "native", "openvino")
+OWN_TEXT = "self"
 GROUP_SIZES = (32, 64, 128)
+INVARIANCE = "Sums of OpenVINO's own linear layers depend on the number of rows; those of ours do not."
 COMPRESSED_FROM = 200_000_000
 """Bytes of float32 linear weights from which "auto" means 8 bits: below, exactness costs next to nothing."""
 
@@ -41,6 +45,8 @@ class CpuOptions:
     """Most tokens of one run: a prompt's chunk, and the rows that decode with it."""
     linear_kernel: str = "auto"
     """Who computes compressed layers: "native" (ours), "openvino"; "auto": ours where it was built."""
+    batch_invariant: bool = False
+    """The same bits whatever shares a batch, is cached or has to be computed again."""
     num_threads: int = 0
     """0: one for each core that this process may use."""
 
@@ -62,6 +68,33 @@ class CpuOptions:
         if self.max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, but it is {self.max_tokens}.")
 
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is done for it."""
+        self._check_calibration()
+        if self.batch_invariant and self.linear_kernel == "openvino":
+            raise OptionError(f"batch_invariant does not go with linear_kernel 'openvino'. {INVARIANCE}")
+        if self.batch_invariant and self.kv_cache == "u8":
+            raise OptionError(
+                "batch_invariant does not go with kv_cache 'u8', whose scales depend on when a token was written."
+                " Choose f16 or f32, or leave it out."
+            )
+
+    def _check_calibration(self) -> None:
+        if not self.calibration:
+            return
+        if self.calibration != OWN_TEXT and not Path(self.calibration).is_file():
+            raise OptionError(f"calibration '{self.calibration}' is neither '{OWN_TEXT}' nor a text file.")
+        if self.weight_format != "auto" and not self.compresses:
+            raise OptionError(
+                f"calibration is for weight_format int8 and int4, not for '{self.weight_format}'. Leave it out."
+            )
+
+    def calibration_digest(self) -> str | None:
+        """Stands for the content of the calibration's file."""
+        if self.calibration in ("", OWN_TEXT):
+            return None
+        return hashlib.sha256(Path(self.calibration).read_bytes()).hexdigest()
+
     @property
     def compresses(self) -> bool:
         """Whether any layer has less than 16 bits."""
@@ -73,9 +106,11 @@ class CpuOptions:
         if weights == "auto":
             weights = "int8" if linear_bytes >= COMPRESSED_FROM else "f32"
         head = weights if self.head_format == "auto" else self.head_format
+        if self.batch_invariant and not {weights, head} <= {"int8", "int4"}:
+            raise OptionError(f"batch_invariant is for weight_format int8 and int4, not for '{weights}'. {INVARIANCE}")
         cache = self.kv_cache
         if cache == "auto":
-            cache = "f32" if weights == "f32" else "u8"
+            cache = "f32" if weights == "f32" else "f16" if self.batch_invariant else "u8"
         taken = CACHES_OF.get(weights, CACHES)
         if cache not in taken:
             raise OptionError(f"kv_cache '{cache}' does not go with weight_format '{weights}': {', '.join(taken)} do.")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from QEfficient.devices import Batch, Limits, Paging, Session
+from QEfficient.devices import Batch, Limits, Paging, Row, Session
 from QEfficient.devices.cpu.buffers import StateBuffers
-from QEfficient.devices.cpu.opening import infer, open_model
+from QEfficient.devices.cpu.opening import ModelFile, infer, thread_count
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.errors import DeviceError
 from QEfficient.program import CompiledProgram
@@ -21,6 +21,11 @@ BLOCK = 32
 """Tokens of a block: what PagedAttention has on CPUs."""
 MANY_SEQUENCES = 32
 PADDING = -1
+ROUNDED = ((8, 1), (64, 8))
+"""Up to how many tokens their number is rounded up to a multiple of what; beyond to one of a block's."""
+ALONE = Batch((Row(0, (0,), 0, blocks=(0,)),))
+"""One token of one sequence. It has a program of its own, in which OpenVINO need not look at the sizes of everything
+before each layer: these take a tenth of such a run."""
 
 
 class PackedSession(Session):
@@ -33,35 +38,85 @@ class PackedSession(Session):
         options, report = CpuOptions(**compiled.report["options"]), compiled.report
         graph = compiled.program.graphs["lm"].spec
         self.limits = packed_limits(compiled.spec, options, graph.context.positions, bool(report["states"]))
-        self._request: Any = open_model(compiled.folder, options).create_infer_request()
+        self._threads = thread_count(options)
+        self._is_invariant = options.batch_invariant
+        self._rounds_up = not options.compresses and not report["states"]
+        self._requests: Any = self._open(ModelFile(compiled.folder, options))
         assert self.limits.paging is not None
-        self._caches = allocate_caches(self._request, self.limits.paging.blocks)
+        self._spare = self.limits.paging.blocks  # behind all the others
+        caches = allocate_caches(self._requests[0], self._spare + 1)
+        for name, tensor in caches.items():
+            self._requests[-1].set_tensor(name, tensor)
+        self._caches = [tensor.data for tensor in caches.values()]
         rows = {"batch_size": self.limits.slots, "full_batch_size": self.limits.slots}
         symbols = {**compiled.spec.specializations(graph.windows)[-1].symbols, **rows}
         states = [state for state in graph.states if state.input.name in report["states"]]
-        self._buffers: Any = StateBuffers(self._request, states, symbols)
-        self._inputs = {port.any_name for port in self._request.model_inputs}
+        self._buffers: Any = StateBuffers(self._requests[0], states, symbols)
+
+    def _open(self, model: ModelFile) -> list[Any]:
+        """The program for any batch, and last the one for a token alone; kernels other than ours may keep a copy of
+        the weights for each program, so with them one has to do."""
+        self._inputs = set(model.inputs)
+        has_both = model.is_native and not self._is_invariant
+        variants = [{}, self._sizes_of(ALONE)] if has_both else [{}]
+        return [program.create_infer_request() for program in model.compiled_for(variants)]
 
     def run(self, batch: Batch) -> np.ndarray:
         self.limits.check(batch)
-        if self._request is None:
+        if self._requests is None:
             raise DeviceError("the session is closed.")
+        if self._is_invariant:
+            batch = apart(batch, self._threads, self._spare)
+        if self._rounds_up:
+            batch = rounded_up(batch, self._spare)
+        request = self._requests[-1 if _is_alone(batch) else 0]
+        self._buffers.bind(request)
+        logits = infer(request, self._feeds(batch))
+        self._buffers.swap()
+        return logits.reshape(-1, logits.shape[-1])
+
+    def _feeds(self, batch: Batch) -> dict[str, np.ndarray]:
         given = feeds(batch)
         if "packed_index" in self._inputs:
             given |= grid_feeds(batch)
-        self._buffers.bind()
-        logits = infer(self._request, {name: value for name, value in given.items() if name in self._inputs})
-        self._buffers.swap()
-        return logits.reshape(-1, logits.shape[-1])
+        return {name: value for name, value in given.items() if name in self._inputs}
+
+    def _sizes_of(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+        """Of the inputs, but for the one that grows with the sequence."""
+        return {name: value.shape for name, value in self._feeds(batch).items() if name != "block_indices"}
 
     def copy_block(self, source: int, target: int) -> None:
         for cache in self._caches:
             cache[target] = cache[source]
 
     def close(self) -> None:
-        self._request = None
+        self._requests = self._buffers = None
         self._caches = []
-        self._buffers = None
+
+
+def apart(batch: Batch, least: int, spare: int) -> Batch:
+    """The same tokens, each as a sequence of its own over the blocks of its row: attention of OpenVINO adds up in
+    another order for a chunk than for a token, and for fewer sequences than it has threads. Rows in the block `spare`
+    make up for these."""
+    rows = []
+    for row in batch.rows:
+        first = len(row.tokens) - row.logits
+        for number, token in enumerate(row.tokens):
+            rows.append(Row(row.slot, (token,), row.start + number, int(number >= first), row.blocks))
+    return Batch((*rows, *[Row(0, (0,), 0, 0, (spare,))] * (least - len(rows))))
+
+
+def rounded_up(batch: Batch, spare: int) -> Batch:
+    """With some tokens in the block `spare`, for a number of tokens that comes again: OpenVINO makes a program for each
+    number that its own linear layers meet, which takes time and is kept."""
+    count = sum(len(row.tokens) for row in batch.rows)
+    step = next((step for most, step in ROUNDED if count <= most), BLOCK)
+    missing = -count % step
+    return Batch((*batch.rows, Row(0, (0,) * missing, 0, 0, (spare,)))) if missing else batch
+
+
+def _is_alone(batch: Batch) -> bool:
+    return len(batch.rows) == 1 and len(batch.rows[0].tokens) == 1 and batch.rows[0].logits == 1
 
 
 def packed_limits(
@@ -86,11 +141,11 @@ def packed_limits(
     )
 
 
-def allocate_caches(request: Any, blocks: int) -> list[np.ndarray]:
+def allocate_caches(request: Any, blocks: int) -> dict[str, Any]:
     """Give the request its caches; their pages become resident as they are written."""
     import openvino
 
-    caches = []
+    caches = {}
     for port in request.model_inputs:
         name = port.any_name
         if "_cache." not in name:
@@ -98,7 +153,7 @@ def allocate_caches(request: Any, blocks: int) -> list[np.ndarray]:
         sizes = [blocks if size.is_dynamic else size.get_length() for size in port.partial_shape]
         tensor = openvino.Tensor(port.element_type, openvino.Shape(sizes))
         request.set_tensor(name, tensor)
-        caches.append(tensor.data)
+        caches[name] = tensor
     return caches
 
 

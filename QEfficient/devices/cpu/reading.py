@@ -81,25 +81,36 @@ def _paged_attention(node: Any) -> list[Any]:
 
 
 def _compressed_linear(node: Any) -> list[Any]:
-    """A compressed layer as the pattern of operators that OpenVINO has compressed kernels for. Its weights are
+    """Compressed layers as the pattern of operators that OpenVINO has compressed kernels for. Their weights are
     unpacked in memory."""
+    from openvino import opset13
+
+    bits, group, inputs = (node.get_attribute(name) for name in ("bits", "group", "in_features"))
+    layers = node.get_attribute("out_features")
+    groups, each = -(-inputs // group), (node.get_input_size() - 1) // len(layers)
+    arrays = [node.get_input(i).get_node().data for i in range(1, node.get_input_size())]
+    given = _padded(node.get_input(0), groups * group - inputs)
+    results = []
+    for number, outputs in enumerate(layers):
+        packed, scales, *zeros = arrays[number * each : (number + 1) * each]
+        levels = unpack(packed, bits, group, outputs, groups * group).reshape(outputs, groups, group)
+        zero = unpack_groups(zeros[0], outputs) if zeros else np.full((outputs, groups), 1 << (bits - 1), np.uint8)
+        rows = _rows_of(levels, zero, unpack_groups(scales, outputs), bits)
+        results.append(opset13.matmul(given, opset13.convert(rows, "f32"), False, True).output(0))
+    return results
+
+
+def _rows_of(levels: np.ndarray, zero: np.ndarray, scales: np.ndarray, bits: int) -> Any:
+    """The matrix `[out, in]` in half precision, of levels `[out, groups, group]`."""
     import openvino
     from openvino import opset13
 
-    bits, group = node.get_attribute("bits"), node.get_attribute("group")
-    inputs, outputs = node.get_attribute("in_features"), node.get_attribute("out_features")
-    packed, scales, *zeros = [node.get_input(i).get_node().data for i in range(1, node.get_input_size())]
-    groups = -(-inputs // group)
-    shape = [outputs, groups, group]
-    levels = unpack(packed, bits, group, outputs, groups * group).reshape(shape)
+    outputs, groups, group = levels.shape
     weight = _constant_of(levels, openvino.Type.u4 if bits == 4 else openvino.Type.u8)
-    zero = unpack_groups(zeros[0], outputs) if zeros else np.full((outputs, groups), 1 << (bits - 1), np.uint8)
     zero_point = opset13.convert(_constant_of(zero.reshape(outputs, groups, 1), weight.get_element_type()), "f16")
-    scale = opset13.constant(unpack_groups(scales, outputs).reshape(outputs, groups, 1))
     centred = opset13.subtract(opset13.convert(weight, "f16"), zero_point)
-    rows = opset13.reshape(opset13.multiply(centred, scale), np.array([outputs, groups * group]), False)
-    given = _padded(node.get_input(0), groups * group - inputs)
-    return [opset13.matmul(given, opset13.convert(rows, "f32"), False, True).output(0)]
+    scaled = opset13.multiply(centred, opset13.constant(scales.reshape(outputs, groups, 1)))
+    return opset13.reshape(scaled, np.array([outputs, groups * group]), False)
 
 
 def _constant_of(levels: np.ndarray, kind: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from QEfficient.devices.cpu.buffers import StateBuffers
-from QEfficient.devices.cpu.opening import infer, open_model
+from QEfficient.devices.cpu.opening import ModelFile, infer
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import DeviceError
@@ -20,7 +20,7 @@ class SlottedStatesSession(SlottedSession):
     def __init__(self, compiled: CompiledProgram) -> None:
         graph = compiled.program.graphs["lm"].spec
         super().__init__(compiled.spec, graph)
-        model = open_model(compiled.folder, CpuOptions(**compiled.report["options"]))
+        model = ModelFile(compiled.folder, CpuOptions(**compiled.report["options"])).compiled()
         self._request: Any = model.create_infer_request()
         symbols = compiled.spec.specializations(graph.windows)[-1].symbols
         self._buffers: Any = StateBuffers(self._request, graph.states, symbols)
@@ -28,7 +28,7 @@ class SlottedStatesSession(SlottedSession):
     def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         if self._request is None:
             raise DeviceError("the session is closed.")
-        self._buffers.bind()
+        self._buffers.bind(self._request)
         logits = infer(self._request, feeds)
         self._buffers.swap()
         return logits

@@ -10,6 +10,8 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from QEfficient import progress
+
 FILE = "weights.bin"
 ALIGNMENT = 4096
 """Offsets are multiples of a page: a mapped tensor is used where it lies."""
@@ -45,6 +47,7 @@ class WeightFile:
             raw = np.ascontiguousarray(part)
             self._file.write(raw.data if raw.dtype.kind != "V" else raw.view(np.uint8).data)
             length += raw.nbytes
+            progress.tell(start + length)
         self.size = start + length
         tensor = ir.ExternalTensor(FILE, start, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._folder)
         return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Session, get_device
-from QEfficient.errors import WrongTaskError
+from QEfficient.errors import OptionError, WrongTaskError
 from QEfficient.generation.decoding import Decoding
 from QEfficient.generation.decoding.selection import DecodingChoice, close_decoding, make_decoding
 from QEfficient.generation.defaults import recorded
@@ -80,6 +80,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
         self._said: set[str] = set()
+        self._engine: Engine | None = None
         self._decoding: tuple[DecodingChoice, Decoding] | None = None  # it keeps what it learns from call to call
 
     @classmethod
@@ -190,6 +191,12 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self._compiled, self._device = compiled, chosen
         return compiled.folder
 
+    @overload
+    def generate(self, *inputs: Any, stream: Literal[False] = False, **options: Any) -> CloudAI100ExecInfo: ...
+
+    @overload
+    def generate(self, *inputs: Any, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+
     def generate(
         self,
         *inputs: Any,
@@ -201,6 +208,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         sampling: SamplingParams | None = None,
         generation_config: Any = None,
         streamer: Any = None,
+        stream: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         decoding: str | Decoding | None = None,
         draft_model: QEFFAutoModelForCausalLM | None = None,
         assistant_model: QEFFAutoModelForCausalLM | None = None,
@@ -208,15 +217,22 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         device_id: list[int] | None = None,
         runtime_ai100: bool = True,
         **options: Any,
-    ) -> CloudAI100ExecInfo:
-        """Generate for texts or token ids; compiles with defaults if needed.
+    ) -> CloudAI100ExecInfo | Iterator[str]:
+        """Generate for texts, messages or token ids; compiles with defaults if needed.
+
+        Messages, the dicts with `role` and `content` of one conversation or of several, go through the tokenizer's chat
+        template; `chat_template_kwargs` (`tools`, …) are its options.
+
+        `stream=True` returns an iterator over the pieces of one answer's text; closing it ends the request. A
+        `streamer` of transformers is fed while this call runs.
 
         How tokens are chosen: as the model's generation config says, on which `generation_config` (an object or a dict)
         is laid, and on that the keywords, which are the fields of SamplingParams and `do_sample`; `temperature=0` takes
         the likeliest token, whatever else is said. Or all at once by `sampling`, beside which no config counts.
 
         How fast they come (docs/decodings.md): `decoding` is "plain", "prompt_lookup" or an object; `draft_model`
-        (`assistant_model`) is a smaller compiled model of the same vocabulary, whose guesses are tried.
+        (`assistant_model`) is a smaller compiled model of the same vocabulary, whose guesses are tried. Iterators that
+        are open go on in the same way.
 
         With token ids, `generated_ids` is a list with the new ids of each prompt, in order. With `n` answers to each
         prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
@@ -229,16 +245,18 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         wish = read_decoding(decoding, (draft_model, assistant_model), (prompt_lookup_num_tokens, choosing.lookup))
         self._say_once(choosing.left_out)
         self._ensure_compiled(given)
-        engine = self._engine(wish, choosing.usual_lookup)
+        engine = self._engine_for(wish, choosing.usual_lookup)
         text = self._text_generator(engine, own_tokenizer, choosing.eos_token_ids)
-        if given.texts is not None:
-            outputs = text.generate_texts(list(given.texts), choosing.params, streamer)
-        else:
-            outputs = text.generate_ids([list(ids) for ids in given.ids or ()], choosing.params, streamer)
+        encoded = given.encoded(text, chat_template_kwargs)
+        if stream:
+            return _pieces(text, encoded, choosing.params, streamer)
+        before = engine.statistics
+        outputs = text.generate_ids(encoded, choosing.params, streamer)
+        after = engine.statistics
         assert self._compiled is not None
         batch_size, n = self._compiled.spec.batch_size, choosing.params.n
         info = exec_info(outputs, batch_size, self.continuous_batching, choosing.pad_token_id, n)
-        info.drafted, info.accepted = engine.statistics.drafted, engine.statistics.accepted
+        info.drafted, info.accepted = after.drafted - before.drafted, after.accepted - before.accepted
         if given.ids is not None:
             ids = [[list(output.generated_ids) for output in answers] for answers in info.outputs]
             info.generated_ids = ids if n > 1 else [answers[0] for answers in ids]
@@ -251,21 +269,26 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
 
     def _ensure_compiled(self, given: Prompts) -> None:
         if self._compiled is None:
-            count = len(given.texts or given.ids or ())
+            count = len(given)
             self.compile(full_batch_size=max(1, min(count, 4)) if self.continuous_batching else None)
         if self._session is None:
             assert self._device is not None and self._compiled is not None
             self._session = self._device.load(self._compiled)
 
-    def _engine(self, wish: DecodingChoice, usual_lookup: int | None) -> Engine:
-        """An engine with the decoding that is wished for, else that of the model's own config where it can be."""
+    def _engine_for(self, wish: DecodingChoice, usual_lookup: int | None) -> Engine:
+        """The one engine of all calls, for two would write over each other's tokens. What is open goes on with the
+        decoding of this call: that of the model's own config, where it can be, if none is wished for."""
         assert self._session is not None and self._compiled is not None
         limits = self._session.limits
+        if self._engine is None:
+            self._engine = Engine(self._session)
         wish = wish.or_usual(usual_lookup, limits)
         if self._decoding is None or self._decoding[0] != wish:
+            made = make_decoding(wish, self._compiled, limits)
+            self._engine.use(made)
             self._forget_decoding()
-            self._decoding = wish, make_decoding(wish, self._compiled, limits)
-        return Engine(self._session, self._decoding[1])
+            self._decoding = wish, made
+        return self._engine
 
     def _forget_decoding(self) -> None:
         if self._decoding is not None:
@@ -274,6 +297,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
 
     def _forget_compiled(self) -> None:
         self._forget_decoding()
+        self._engine = None
         super()._forget_compiled()
 
     def _text_generator(self, engine: Engine, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> TextGenerator:
@@ -281,6 +305,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         if tokenizer is None and self._program.has_tokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._program.folder / "tokenizer")
         return TextGenerator(engine, tokenizer or TokensOnly(), eos_token_ids)
+
+
+def _pieces(text: TextGenerator, prompts: list[list[int]], params: SamplingParams, streamer: Any) -> Iterator[str]:
+    if streamer is not None:
+        raise OptionError("stream=True and streamer= were both given. Give one of them.")
+    if len(prompts) != 1:
+        raise OptionError(f"stream=True follows one prompt, but {len(prompts)} were given. Leave it out.")
+    return text.stream_ids(prompts[0], params)
 
 
 def _refuse_later(options: dict[str, Any]) -> None:

@@ -9,19 +9,35 @@ from typing import Any
 import numpy as np
 
 from QEfficient.errors import OptionError
+from QEfficient.generation.text import TextGenerator
+
+Messages = tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts or token ids; exactly one of them."""
+    """Texts, conversations or token ids; exactly one of them."""
 
     texts: tuple[str, ...] | None = None
+    chats: tuple[Messages, ...] | None = None
     ids: tuple[tuple[int, ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts or self.chats or self.ids or ())
+
+    def encoded(self, text: TextGenerator, template_options: Mapping[str, Any] | None = None) -> list[list[int]]:
+        """Each prompt's tokens."""
+        if self.chats is not None:
+            return [text.encode_chat(messages, template_options) for messages in self.chats]
+        if self.texts is not None:
+            return [text.encode(prompt) for prompt in self.texts]
+        return [list(ids) for ids in self.ids or ()]
 
 
 def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Prompts, Any | None]:
-    """Prompts and, if one was given, the tokenizer. Accepts `(text)`, `(texts)`, `(tokenizer, texts)`, a
-    `BatchEncoding`, and by name `tokenizer=`, `prompts=` (or `prompt=`), `input_ids=` with `attention_mask=`."""
+    """Prompts and, if one was given, the tokenizer. Accepts `(text)`, `(texts)`, `(tokenizer, texts)`, the messages of
+    one conversation or of several, a `BatchEncoding`, and by name `tokenizer=`, `prompts=` (or `prompt=`), `input_ids=`
+    with `attention_mask=`."""
     given = {name: value for name, value in named.items() if value is not None}
     tokenizer = given.pop("tokenizer", None)
     candidates = []
@@ -37,7 +53,8 @@ def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple
         candidates.append({"input_ids": given["input_ids"], "attention_mask": given.get("attention_mask")})
     if len(candidates) != 1:
         found = "none" if not candidates else f"{len(candidates)} of them"
-        raise OptionError(f"generate takes prompts once (a text, texts, a BatchEncoding or input_ids=); found {found}.")
+        forms = "a text, texts, messages, a BatchEncoding or input_ids="
+        raise OptionError(f"generate takes prompts once ({forms}); found {found}.")
     return _prompts(candidates[0]), tokenizer
 
 
@@ -49,10 +66,29 @@ def _prompts(value: Any) -> Prompts:
     if isinstance(value, str):
         return Prompts(texts=(value,))
     if isinstance(value, Mapping) or hasattr(value, "input_ids"):
+        if "input_ids" not in value:
+            raise OptionError("a dict must have input_ids; messages are given as a list of dicts, also one alone.")
         return Prompts(ids=_ids(value["input_ids"], value.get("attention_mask")))
     if isinstance(value, Sequence) and value and all(isinstance(item, str) for item in value):
         return Prompts(texts=tuple(value))
+    if _is_conversation(value):
+        return Prompts(chats=(_messages(value),))
+    if isinstance(value, Sequence) and value and all(_is_conversation(item) for item in value):
+        return Prompts(chats=tuple(_messages(item) for item in value))
     return Prompts(ids=_ids(value, None))
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether it is a list of dicts, which can only be messages."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _messages(value: Sequence[Mapping[str, Any]]) -> Messages:
+    for message in value:
+        if "role" not in message:
+            found = ", ".join(map(str, message)) or "nothing"
+            raise OptionError(f"a message is a dict with 'role' and 'content', but one has {found}.")
+    return tuple(dict(message) for message in value)
 
 
 def _rows(value: Any) -> list[list[int]]:

@@ -13,7 +13,7 @@ from QEfficient.generation.defaults import LOOKUP, left_out, sampling_params
 from QEfficient.program import ModelFacts
 from QEfficient.specs import SamplingParams
 
-IGNORED = ("automation", "iteration", "enable_debug_logs", "write_io", "stream")
+IGNORED = ("automation", "iteration", "enable_debug_logs", "write_io")
 """Options of Qualcomm's library that mean nothing here."""
 
 

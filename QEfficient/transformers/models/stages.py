@@ -156,6 +156,7 @@ class _Compiled:
         identity = {
             "device": self.device.name,
             "spec": self.spec,
+            "ingredients": self.device.ingredients(self.spec.device_options),
             "program": self.program.fingerprint,
             "versions": versions(),
         }

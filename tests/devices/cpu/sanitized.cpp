@@ -48,10 +48,15 @@ bool check(std::size_t bits, std::size_t group, std::size_t inputs, std::size_t 
     weights.values = values.data.get();
     weights.scales = scales.data.get();
     weights.zeros = zeros ? zero_points.data.get() : nullptr;
-    Exact<float> expected(rows * channels), y(rows * channels);
+    Exact<float> expected(rows * channels), y(rows * channels), twin(rows * channels);
     const auto run = [&](const char* path, const Parallel& parallel, Exact<float>& to) {
         if (!qefficient::choose_path(path)) return true;
-        qefficient::multiply(weights, x.data.get(), rows, to.data.get(), parallel);
+        const qefficient::Product products[] = {{weights, to.data.get()}, {weights, twin.data.get()}};
+        qefficient::multiply(products, 2, x.data.get(), rows, parallel);
+        if (std::memcmp(to.data.get(), twin.data.get(), to.size * sizeof(float)) != 0) {
+            std::printf("%s: two layers with the same weights differ\n", path);
+            return false;
+        }
         for (std::size_t i = 0; i < to.size; ++i) {
             const bool both_nan = to.data[i] != to.data[i] && expected.data[i] != expected.data[i];
             if (!both_nan && std::memcmp(&to.data[i], &expected.data[i], sizeof(float)) != 0) {

@@ -125,6 +125,39 @@ def test_what_was_learnt_stays(model: Model) -> None:
     assert model.large._decoding is not kept
 
 
+class Numbers:
+    """A tokenizer whose text is the numbers of the tokens."""
+
+    eos_token_id = None
+
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool = False) -> str:
+        return "".join(f"{token} " for token in token_ids)
+
+
+def test_an_open_iterator_goes_on_with_the_decoding_of_the_latest_call(model: Model) -> None:
+    long: dict[str, Any] = {"tokenizer": Numbers(), "input_ids": PROMPTS[:1], "temperature": 0, "generation_len": 60}
+    short = {**long, "input_ids": PROMPTS[1:2], "generation_len": 4}
+    ((expected,),) = model.large.generate(**long).outputs
+    with get_device("cpu").load(model.small.compiled) as session:
+        own = DraftModel(session, 3, adaptive=False)
+        pieces = model.large.generate(**long, stream=True, decoding=own)
+        found, drafted = next(pieces), []
+        for asked in (
+            {"draft_model": model.small},
+            {"decoding": PromptLookup(2, adaptive=False)},
+            {},
+            {"decoding": own},
+        ):
+            drafted.append(model.large.generate(**short, **asked).drafted)
+            found += next(pieces)
+        assert not model.large._engine.idle
+        with pytest.raises(OptionError, match="no decoding 'prompt_look'"):
+            model.large.generate(**short, decoding="prompt_look")
+        assert found + "".join(pieces) == expected.text
+    assert drafted[2] == 0 < drafted[3] < model.large._engine.statistics.drafted
+    assert model.large.generate(**long).drafted == 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -8,23 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from conftest import Exported
 
+from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices import Batch, Row, Session, get_device
 from QEfficient.devices.cpu.native import library_path
 from QEfficient.devices.cpu.options import OPTION_TYPES
+from QEfficient.devices.cpu.packed import rounded_up
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.request import Request
 from QEfficient.program import load_compiled
 from QEfficient.specs import SamplingParams
+from QEfficient.verification.tiny_models import tiny_model
 
 PROMPT = [7, 150, 33, 2, 90, 211, 5, 64, 17, 120, 8]
 PROMPTS = [PROMPT, PROMPT[:3], [250, 1], PROMPT + PROMPT + PROMPT + PROMPT]
 FORMATS = [("f32", 1e-6), ("bf16", 0.02), ("f16", 0.02), ("int8", 0.03), ("int4", 0.4)]
 """Weight format, and the error of the logits as a part of their spread. Random weights are the worst case."""
+
+
+with_native_library = pytest.mark.skipif(
+    library_path() is None and not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="there is no compiler, so there is no library",
+)
 
 
 def all_logits(session: Session, ids: Sequence[int], chunk: int) -> np.ndarray:
@@ -56,7 +66,7 @@ def test_logits_with_every_cache_format(llama: Exported, kv_cache: str, largest:
     assert off < largest
 
 
-@pytest.mark.skipif(library_path() is None, reason="the native library is not built")
+@with_native_library
 @pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"group_size": 32}], ids=str)
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
 def test_both_kernels_compute_the_same(llama: Exported, weight_format: str, options: dict[str, object]) -> None:
@@ -67,6 +77,58 @@ def test_both_kernels_compute_the_same(llama: Exported, weight_format: str, opti
             found.append(all_logits(session, PROMPT, 5))
     off = error(found[0], torch.from_numpy(found[1]))
     assert off < 0.04  # they round activations in different groups
+
+
+def test_layers_fed_alike_are_one_node(llama: Exported) -> None:
+    model = ir.load(llama.compile(weight_format="int4").folder / "model.onnx")
+    compressed = [node for node in model.graph if node.op_type == "CompressedLinear"]
+    names = {str(value.name) for node in compressed for value in node.inputs[1:] if value is not None}
+    assert [len(node.outputs) for node in compressed] == [3, 1, 2, 1] * 2 + [1]
+    assert len(names) == 2 * 15  # values and scales of each matrix
+
+
+def test_a_matrix_in_two_formats(llama: Exported) -> None:
+    compiled = llama.compile(weight_format="int4", head_format="int8", kv_cache="f32")
+    with get_device("cpu").load(compiled) as session:
+        assert error(all_logits(session, PROMPT, 4), llama.logits(PROMPT)) < 0.4
+
+
+@pytest.mark.parametrize("weight_format", ["f32", "int4"])
+def test_a_token_alone_as_in_company(llama: Exported, weight_format: str) -> None:
+    with get_device("cpu").load(llama.compile(weight_format=weight_format, kv_cache="f32")) as session:
+        rows = [Row(slot, PROMPT, 0, 1, (slot,)) for slot in (0, 1)]
+        session.run(Batch(tuple(rows)))
+        after = [Row(slot, [9], len(PROMPT), 1, (slot,)) for slot in (0, 1)]
+        together = session.run(Batch(tuple(after))).copy()
+        alone = session.run(Batch((after[1],)))
+    np.testing.assert_allclose(alone[0], together[1], rtol=1e-4, atol=1e-4)
+
+
+def test_few_numbers_of_tokens_meet_layers_of_openvino() -> None:
+    counts = set()
+    for count in range(1, 513):
+        batch = rounded_up(Batch((Row(0, (1,) * count, 0, 1),)), spare=7)
+        counts.add(sum(len(row.tokens) for row in batch.rows))
+        assert batch.rows[0].tokens == (1,) * count and len(batch.rows) <= 2
+        assert all(row.blocks == (7,) and not row.logits and len(row.tokens) <= 32 for row in batch.rows[1:])
+    assert len(counts) < 32 and max(counts) == 512
+
+
+@with_native_library
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("options", [{"weight_format": "int4"}, {"weight_format": "int8", "kv_cache": "f32"}], ids=str)
+def test_the_same_bits_in_every_company(llama: Exported, options: dict[str, object], threads: int) -> None:
+    compiled = llama.compile(**options, batch_invariant=True, num_threads=threads)
+    ids, blocks = PROMPT * 6, (2, 0, 1)
+    with get_device("cpu").load(compiled) as session:
+        alone = all_logits(session, ids, 1)
+        for size, others in ((7, 1), (len(ids), 0), (13, 2)):
+            found = []
+            for start in range(0, len(ids), size):
+                own = Row(0, part := ids[start : start + size], start, len(part), blocks)
+                company = [Row(n, ids[:size], 0, 1, (2 + n,)) for n in range(1, others + 1)]
+                found.append(session.run(Batch((own, *company)))[: len(part)].copy())
+            np.testing.assert_array_equal(np.concatenate(found), alone)
 
 
 def test_tokens_of_a_batch_that_shares_and_gives_way(llama: Exported) -> None:
@@ -149,11 +211,33 @@ def test_a_layer_with_recurrent_state_lies_beside_one_in_blocks(hybrid: Exported
         ({"weight_format": "bf16", "kv_cache": "f16"}, "does not go with"),
         ({"weight_format": "f32", "kv_cache_tokens": -1}, "kv_cache_tokens"),
         ({"weight_format": "int4", "calibration": "no/such/file.txt"}, "neither 'self' nor a text file"),
+        ({"weight_format": "bf16", "calibration": "self"}, "not for 'bf16'"),
+        ({"calibration": "self"}, "not for 'f32'"),
+        ({"weight_format": "int8", "batch_invariant": True, "kv_cache": "u8"}, "does not go with kv_cache 'u8'"),
+        ({"weight_format": "int8", "batch_invariant": True, "linear_kernel": "openvino"}, "linear_kernel 'openvino'"),
+        ({"weight_format": "bf16", "batch_invariant": True}, "not for 'bf16'"),
     ],
 )
-def test_options_are_refused_before_work(llama: Exported, options: dict[str, object], sentence: str) -> None:
+def test_options_are_refused(llama: Exported, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         llama.compile(**options)
+
+
+def test_options_are_refused_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = QEFFAutoModelForCausalLM(tiny_model("llama"))
+    monkeypatch.setattr(model, "export", lambda **_: pytest.fail("exported"))
+    for options in ({"weight_format": "int5"}, {"calibration": str(tmp_path / "none.txt"), "weight_format": "int4"}):
+        with pytest.raises(OptionError):
+            model.compile(device="cpu", **options)
+
+
+def test_another_text_is_another_calibration(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    device, given = get_device("cpu"), {"weight_format": "int4", "calibration": str(text)}
+    text.write_text("one", encoding="utf-8")
+    first = device.ingredients(given)
+    text.write_text("two", encoding="utf-8")
+    assert device.ingredients(given) != first
 
 
 def test_a_closed_session_says_so(llama: Exported) -> None:

@@ -212,7 +212,7 @@ def onnx_file(case: Case, path: Path, **changes: Any) -> Path:
         "bits": layer.bits,
         "group": layer.group,
         "in_features": layer.in_features,
-        "out_features": layer.out_features,
+        "out_features": [layer.out_features],
     }
     node = helper.make_node("CompressedLinear", ["x", *arrays], ["y"], domain="qefficient", **{**numbers, **changes})
     graph = helper.make_graph(
@@ -248,6 +248,23 @@ def test_openvino_runs_it(bits: int, asymmetric: bool, precision: str, core: ope
     assert model({"x": x.reshape(2, 7, -1)[:, :0]})[0].shape == (2, 0, 130)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_layers_fed_alike_share_a_node(asymmetric: bool, rows: int, core: openvino.Core) -> None:
+    cases = [Case(channels, 1000, 128, 4, asymmetric) for channels in (130, 16, 7, 300)]
+    factory = NodeFactory()
+    factory.add_extension(str(native.library_path()))
+    x = openvino.opset13.parameter([-1, 1000], np.float32)
+    arrays = [(c.layer.values, c.layer.scales, *([c.layer.zeros] if asymmetric else [])) for c in cases]
+    weights = [openvino.opset13.constant(array) for layer in arrays for array in layer]
+    attributes = {"bits": 4, "group": 128, "in_features": 1000, "out_features": [c.layer.out_features for c in cases]}
+    node = factory.create("CompressedLinear", [x, *weights], attributes)
+    given = cases[0].activations(rows)
+    found = core.compile_model(openvino.Model(node.outputs(), [x]), "CPU")(given)
+    for number, case in enumerate(cases):
+        assert np.array_equal(bits_of(found[number]), bits_of(direct.multiply(case.layer, given)))
+
+
 def test_openvino_keeps_it_in_its_own_format(core: openvino.Core, tmp_path: Path) -> None:
     case = Case(130, 1000, 128, 4, True)
     model = core.read_model(onnx_file(case, tmp_path / "m.onnx"))
@@ -262,8 +279,8 @@ def built_in_python(core: openvino.Core, layer: Layer, shape: list[int]) -> open
     factory.add_extension(str(native.library_path()))
     x = openvino.opset13.parameter(shape, np.float32)
     weights = [openvino.opset13.constant(array) for array in (layer.values, layer.scales)]
-    names = ("bits", "group", "in_features", "out_features")
-    node = factory.create("CompressedLinear", [x, *weights], {name: getattr(layer, name) for name in names})
+    attributes = {name: getattr(layer, name) for name in ("bits", "group", "in_features")}
+    node = factory.create("CompressedLinear", [x, *weights], {**attributes, "out_features": [layer.out_features]})
     return core.compile_model(openvino.Model([node], [x]), "CPU")
 
 
@@ -285,8 +302,9 @@ def test_a_width_known_only_when_it_runs_is_checked_then(core: openvino.Core) ->
     ("change", "message"),
     [
         ({"bits": 3}, "no kernel for 3 bits in groups of 128"),
+        ({"out_features": [130, 130]}, "3 inputs, not one and 2 or 3 for each of 2 layers"),
         ({"group": 48}, "no kernel for 4 bits in groups of 48"),
-        ({"out_features": 200}, "elements are needed"),
+        ({"out_features": [200]}, "elements are needed"),
         ({"in_features": 999}, "the layer has 999 inputs"),
     ],
 )

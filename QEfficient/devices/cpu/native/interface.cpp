@@ -10,11 +10,12 @@
 EXPORTED bool qeff_compressed_linear(const qefficient::Weights* weights, const float* x, std::size_t rows, float* y,
                                      int threads) {
     if (!qefficient::known(*weights)) return false;
+    const qefficient::Product product = {*weights, y};
     if (threads <= 1) {
-        qefficient::multiply(*weights, x, rows, y, qefficient::serial);
+        qefficient::multiply(&product, 1, x, rows, qefficient::serial);
     } else {
         tbb::task_arena arena(threads);
-        arena.execute([&] { qefficient::multiply(*weights, x, rows, y, qefficient::threads_here()); });
+        arena.execute([&] { qefficient::multiply(&product, 1, x, rows, qefficient::threads_here()); });
     }
     return true;
 }

@@ -45,14 +45,17 @@ std::size_t divide_up(std::size_t number, std::size_t by) { return (number + by 
 // The rows of a call in panels of nearly equal size, quantized a chunk of panels at a time.
 class Call {
 public:
-    Call(const Weights& weights, const float* x, std::size_t rows, float* y, const Parallel& parallel)
-        : weights_(weights),
+    Call(const Product* products, std::size_t count, const float* x, std::size_t rows, const Parallel& parallel)
+        : products_(products),
+          product_count_(count),
+          weights_(products->weights),
           x_(x),
-          y_(y),
           rows_(rows),
           panels_(divide_up(rows, panel_rows)),
           parallel_(parallel),
-          path_(*chosen().load(std::memory_order_relaxed)) {}
+          path_(*chosen().load(std::memory_order_relaxed)) {
+        for (std::size_t i = 0; i < count; ++i) tiles_ += products[i].weights.tiles();
+    }
 
     void execute() {
         const std::size_t panel_bytes = weights_.padded_features() * panel_rows;
@@ -97,38 +100,52 @@ private:
         run(little ? serial : parallel_, count_ * groups, some);
     }
 
-    // A unit of work is some tiles of some panels: tiles only, unless there are too few for all threads.
+    // The tiles of all products are counted through. A unit of work is some tiles of some panels: tiles only, unless there are too few for all threads.
     void multiply() const {
-        const std::size_t tiles = weights_.tiles(), wanted = 4 * parallel_.threads;
+        const std::size_t wanted = 4 * parallel_.threads;
         std::size_t step = 4;
-        while (step > 1 && divide_up(tiles, step) < wanted) step /= 2;
-        const std::size_t columns = divide_up(tiles, step);
+        while (step > 1 && divide_up(tiles_, step) < wanted) step /= 2;
+        const std::size_t columns = divide_up(tiles_, step);
         const std::size_t bands = std::min(count_, columns < wanted ? divide_up(wanted, columns) : 1);
         const auto some = [&](std::size_t begin, std::size_t end) {
             if (count_ == 1) {  // one long walk through the weights
-                multiply({begin * step, std::min(end * step, tiles)}, {0, 1});
+                multiply({begin * step, std::min(end * step, tiles_)}, {0, 1});
                 return;
             }
             for (std::size_t unit = begin; unit < end; ++unit) {
                 const std::size_t tile = unit / bands * step, band = unit % bands;
-                multiply({tile, std::min(tile + step, tiles)}, {band * count_ / bands, (band + 1) * count_ / bands});
+                multiply({tile, std::min(tile + step, tiles_)}, {band * count_ / bands, (band + 1) * count_ / bands});
             }
         };
-        const bool little = chunk_rows() * weights_.padded_features() * tiles * tile_width < least_products;
+        const bool little = chunk_rows() * weights_.padded_features() * tiles_ * tile_width < least_products;
         run(little ? serial : parallel_, columns * bands, some);
     }
 
     void multiply(Range tiles, Range panels) const {
-        for (std::size_t number = first_ + panels.begin; number < first_ + panels.end; ++number)
-            path_.multiply(weights_, panel(number), tiles, y_ + first_row(number) * weights_.out_features);
+        std::size_t first = 0;
+        for (std::size_t i = 0; i < product_count_ && first < tiles.end; ++i) {
+            const Product& product = products_[i];
+            const std::size_t end = first + product.weights.tiles();
+            if (end > tiles.begin)
+                multiply(product, {std::max(tiles.begin, first) - first, std::min(tiles.end, end) - first}, panels);
+            first = end;
+        }
     }
 
-    const Weights& weights_;
+    void multiply(const Product& product, Range tiles, Range panels) const {
+        const Weights& weights = product.weights;
+        for (std::size_t number = first_ + panels.begin; number < first_ + panels.end; ++number)
+            path_.multiply(weights, panel(number), tiles, product.y + first_row(number) * weights.out_features);
+    }
+
+    const Product* const products_;
+    const std::size_t product_count_;
+    const Weights& weights_;  // of the first; what the inputs are quantized for is the same for all
     const float* const x_;
-    float* const y_;
     const std::size_t rows_, panels_;
     const Parallel& parallel_;
     const Path& path_;
+    std::size_t tiles_ = 0;               // of all products
     std::size_t first_ = 0, count_ = 0;  // the panels of the chunk
     std::unique_ptr<std::int8_t[]> values_;
     std::unique_ptr<float[]> scales_;
@@ -148,8 +165,8 @@ bool known(const Weights& weights) {
            weights.out_features > 0;
 }
 
-void multiply(const Weights& weights, const float* x, std::size_t rows, float* y, const Parallel& parallel) {
-    if (rows > 0) Call(weights, x, rows, y, parallel).execute();
+void multiply(const Product* products, std::size_t count, const float* x, std::size_t rows, const Parallel& parallel) {
+    if (rows > 0 && count > 0) Call(products, count, x, rows, parallel).execute();
 }
 
 const char* path_name() { return chosen().load()->name; }

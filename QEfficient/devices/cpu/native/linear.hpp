@@ -1,4 +1,4 @@
-// A linear layer with 4- or 8-bit weights: y[rows, N] = x[rows, K] · Wᵀ.
+// Linear layers with 4- or 8-bit weights: y[rows, N] = x[rows, K] · Wᵀ.
 //
 // The promise: an element of y is the same to the last bit whatever the number of rows beside it, the number of threads
 // and the instruction set. Everything up to a group's sum is integer arithmetic, which has no order; the float
@@ -56,7 +56,14 @@ struct Parallel {
 // All ranges in the calling thread.
 extern const Parallel serial;
 
-void multiply(const Weights& weights, const float* x, std::size_t rows, float* y, const Parallel& parallel);
+// One of the layers that are fed with the same activations, and where its outputs go, [rows, out_features].
+struct Product {
+    Weights weights;
+    float* y;
+};
+
+// All of them at once; their inputs, bits and groups must be the same. Each has the outputs that it has alone.
+void multiply(const Product* products, std::size_t count, const float* x, std::size_t rows, const Parallel& parallel);
 
 // The instruction set in use; by default the best that the processor has.
 const char* path_name();

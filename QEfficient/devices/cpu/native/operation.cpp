@@ -8,45 +8,50 @@
 
 namespace qefficient {
 
-Weights CompressedLinear::numbers() const {
+Weights CompressedLinear::numbers(std::size_t layer) const {
     const auto size = [](std::int64_t number) { return static_cast<std::size_t>(number); };
-    return {nullptr, nullptr, nullptr, size(bits_), size(group_), size(in_features_), size(out_features_)};
+    return {nullptr, nullptr, nullptr, size(bits_), size(group_), size(in_features_), size(out_features_[layer])};
 }
 
-void CompressedLinear::check_size(std::size_t input, std::size_t elements) const {
+void CompressedLinear::check_input(std::size_t input, ov::element::Type type, std::size_t elements) const {
+    NODE_VALIDATION_CHECK(this, get_input_element_type(input) == type, "input ", input, " is ",
+                          get_input_element_type(input), ", not ", type);
     const ov::PartialShape& shape = get_input_partial_shape(input);
     NODE_VALIDATION_CHECK(this, shape.is_static() && ov::shape_size(shape.to_shape()) == elements, "input ", input,
                           " has the shape ", shape, ", but ", elements, " elements are needed");
 }
 
-void CompressedLinear::validate_and_infer_types() {
-    const Weights weights = numbers();
+void CompressedLinear::check_layer(std::size_t layer) {
+    const Weights weights = numbers(layer);
     NODE_VALIDATION_CHECK(this, known(weights), "no kernel for ", bits_, " bits in groups of ", group_, ", ",
-                          in_features_, " by ", out_features_);
-    NODE_VALIDATION_CHECK(this, get_input_size() == 3 || get_input_size() == 4, get_input_size(), " inputs, not 3 or 4");
-    const auto check_type = [this](std::size_t input, ov::element::Type type) {
-        NODE_VALIDATION_CHECK(this, get_input_element_type(input) == type, "input ", input, " is ",
-                              get_input_element_type(input), ", not ", type);
-    };
-    check_type(0, ov::element::f32);
-    check_type(1, ov::element::u8);
-    check_type(2, ov::element::f16);
-    check_size(1, weights.bytes());
-    check_size(2, weights.tiles() * weights.groups() * tile_width);
-    if (get_input_size() == 4) {
-        check_type(3, ov::element::u8);
-        check_size(3, weights.tiles() * weights.groups() * tile_width);
-    }
+                          in_features_, " by ", out_features_[layer]);
+    const std::size_t first = 1 + layer * inputs_per_layer();
+    const std::size_t numbers_of_groups = weights.tiles() * weights.groups() * tile_width;
+    check_input(first, ov::element::u8, weights.bytes());
+    check_input(first + 1, ov::element::f16, numbers_of_groups);
+    if (inputs_per_layer() == 3) check_input(first + 2, ov::element::u8, numbers_of_groups);
     // Or the plugin would make 32-bit copies of them. The key is what `ov::KeepConstPrecision`, whose header is not
     // public, goes by; were it not, the check above would say so when the model is compiled.
-    get_input_node_ptr(2)->get_rt_info()["keep_const_precision_0"] = true;
+    get_input_node_ptr(first + 1)->get_rt_info()["keep_const_precision_0"] = true;
+}
+
+void CompressedLinear::validate_and_infer_types() {
+    NODE_VALIDATION_CHECK(this, layers() > 0, "there is no layer");
+    const std::size_t given = get_input_size();
+    NODE_VALIDATION_CHECK(this, given == 1 + 2 * layers() || given == 1 + 3 * layers(), given, " inputs, not one and 2 or",
+                          " 3 for each of ", layers(), " layers");
+    NODE_VALIDATION_CHECK(this, get_input_element_type(0) == ov::element::f32, "input 0 is ", get_input_element_type(0),
+                          ", not f32");
     ov::PartialShape shape = get_input_partial_shape(0);
-    if (shape.rank().is_static()) {
+    if (shape.rank().is_static())
         NODE_VALIDATION_CHECK(this, shape.size() > 0 && shape[shape.size() - 1].compatible(in_features_), "input 0 is ",
                               shape, ", but the layer has ", in_features_, " inputs");
-        shape[shape.size() - 1] = out_features_;
+    set_output_size(layers());
+    for (std::size_t layer = 0; layer < layers(); ++layer) {
+        check_layer(layer);
+        if (shape.rank().is_static()) shape[shape.size() - 1] = out_features_[layer];
+        set_output_type(layer, ov::element::f32, shape);
     }
-    set_output_type(0, ov::element::f32, shape);
 }
 
 std::shared_ptr<ov::Node> CompressedLinear::clone_with_new_inputs(const ov::OutputVector& inputs) const {
@@ -68,17 +73,22 @@ bool CompressedLinear::visit_attributes(ov::AttributeVisitor& visitor) {
 }
 
 bool CompressedLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-    Weights weights = numbers();
-    weights.values = inputs[1].data<const std::uint8_t>();
-    weights.scales = reinterpret_cast<const std::uint16_t*>(inputs[2].data<const ov::float16>());
-    weights.zeros = inputs.size() == 4 ? inputs[3].data<const std::uint8_t>() : nullptr;
     ov::Shape shape = inputs[0].get_shape();
-    OPENVINO_ASSERT(!shape.empty() && shape.back() == weights.in_features, "CompressedLinear got ", shape,
-                    ", but the layer has ", in_features_, " inputs");
-    shape.back() = weights.out_features;
-    outputs[0].set_shape(shape);
-    multiply(weights, inputs[0].data<const float>(), inputs[0].get_size() / weights.in_features,
-             outputs[0].data<float>(), threads_here());
+    OPENVINO_ASSERT(!shape.empty() && static_cast<std::int64_t>(shape.back()) == in_features_, "CompressedLinear got ",
+                    shape, ", but the layer has ", in_features_, " inputs");
+    std::vector<Product> products(layers());
+    for (std::size_t layer = 0; layer < layers(); ++layer) {
+        const ov::Tensor* const own = &inputs[1 + layer * inputs_per_layer()];
+        Weights weights = numbers(layer);
+        weights.values = own[0].data<const std::uint8_t>();
+        weights.scales = reinterpret_cast<const std::uint16_t*>(own[1].data<const ov::float16>());
+        weights.zeros = inputs_per_layer() == 3 ? own[2].data<const std::uint8_t>() : nullptr;
+        shape.back() = weights.out_features;
+        outputs[layer].set_shape(shape);
+        products[layer] = {weights, outputs[layer].data<float>()};
+    }
+    multiply(products.data(), layers(), inputs[0].data<const float>(), inputs[0].get_size() / inputs[0].get_shape().back(),
+             threads_here());
     return true;
 }
 

@@ -2,13 +2,15 @@
 #pragma once
 
 #include <openvino/op/op.hpp>
+#include <vector>
 
 #include "linear.hpp"
 
 namespace qefficient {
 
-// Inputs: x [..., in_features] f32; values u8 of any shape; scales f16 [tiles, groups, 16]; zeros u8 like the scales, or
-// none. linear.hpp says how they lie. Output: [..., out_features] f32.
+// One or more layers that are fed with the same. Inputs: x [..., in_features] f32; then, for each number in
+// out_features, values u8 of any shape; scales f16 [tiles, groups, 16]; zeros u8 like the scales, or none of any layer.
+// linear.hpp says how they lie. Outputs: [..., out_features] f32 of each layer.
 class CompressedLinear : public ov::op::Op {
 public:
     OPENVINO_OP("CompressedLinear", "qefficient");
@@ -23,10 +25,14 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
 
 private:
-    Weights numbers() const;
-    void check_size(std::size_t input, std::size_t elements) const;
+    Weights numbers(std::size_t layer) const;
+    std::size_t layers() const { return out_features_.size(); }
+    std::size_t inputs_per_layer() const { return (get_input_size() - 1) / layers(); }
+    void check_layer(std::size_t layer);
+    void check_input(std::size_t input, ov::element::Type type, std::size_t elements) const;
 
-    std::int64_t bits_ = 0, group_ = 0, in_features_ = 0, out_features_ = 0;
+    std::int64_t bits_ = 0, group_ = 0, in_features_ = 0;
+    std::vector<std::int64_t> out_features_;
 };
 
 }  // namespace qefficient

@@ -47,7 +47,7 @@ INLINE inline void each(Function function) {
 // Bytes of weights that are on their way from memory while others are used.
 constexpr std::size_t lookahead = 8192;
 
-// What is at the address need not exist. A function that is called would be removed, as one without effect.
+// What is at the address need not exist. What is used once (_MM_HINT_NTA) leaves in the cache what is used again. A function that is called would be removed, as one without effect.
 template <_mm_hint Where>
 INLINE inline void prefetch(std::uintptr_t address) {
     _mm_prefetch(reinterpret_cast<const char*>(address), Where);
@@ -131,7 +131,7 @@ INLINE inline void sum_group(const std::uint8_t* w, std::uintptr_t later, std::s
             __m512i values[Tiles], half[Tiles];
             each<Tiles>([&](auto t) INLINE {
                 values[t] = _mm512_loadu_si512(w + t * tile_bytes);
-                prefetch<_MM_HINT_T1>(later + t * tile_bytes);
+                prefetch<_MM_HINT_NTA>(later + t * tile_bytes);
             });
             if constexpr (Bits == 4) {
                 each<Tiles>([&](auto t) INLINE { half[t] = _mm512_and_si512(values[t], low); });

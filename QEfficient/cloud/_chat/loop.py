@@ -1,0 +1,125 @@
+"""The chat: reads what is typed, answers, remembers."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from QEfficient.cloud._arguments import UsageError
+from QEfficient.cloud._chat.answers import answer, figures
+from QEfficient.cloud._chat.commands import run_command
+from QEfficient.cloud._chat.conversation import Conversation, Turn
+from QEfficient.cloud._chat.prompts import Prompt, Prompts
+from QEfficient.cloud._chat.settings import Settings
+from QEfficient.cloud._chat.terminal import Terminal, interruption
+from QEfficient.errors import QEfficientError
+from QEfficient.generation.engine import Engine
+from QEfficient.generation.request import RequestOutput
+from QEfficient.generation.text import TextGenerator
+
+HOW_TO_LEAVE = "Ctrl-C again, Ctrl-D or /exit leaves."
+
+
+@dataclass(frozen=True)
+class Partner:
+    """The model that answers: one engine for the whole chat, so that earlier turns are not computed again."""
+
+    name: str
+    device: str
+    engine: Engine
+    text: TextGenerator
+
+
+@dataclass
+class Chat:
+    """One chat, from its first line to its last."""
+
+    partner: Partner
+    settings: Settings
+    terminal: Terminal
+    conversation: Conversation = field(default_factory=Conversation)
+    over: bool = False
+    failed: bool = False
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """Figures of all answers, also of those that were taken back."""
+
+    def __post_init__(self) -> None:
+        self.prompts = Prompts(self.partner.text, self.partner.engine.session.limits.ctx_len)
+        self._left_out = 0
+        self._leaving = False
+
+    def run(self) -> None:
+        """Take lines until there are no more."""
+        while not self.over:
+            try:
+                self._take_next()
+            except KeyboardInterrupt:
+                if not self.terminal.interactive:
+                    raise
+                self.over, self._leaving = self._leaving, True
+                if not self.over:
+                    self.terminal.note(HOW_TO_LEAVE)
+            except (QEfficientError, UsageError) as error:
+                self.failed = True
+                self.terminal.error(error)
+
+    def _take_next(self) -> None:
+        typed = self.terminal.read()
+        self._leaving = False
+        if typed is None:
+            self.over = True
+        else:
+            self.take(typed)
+
+    def take(self, typed: str) -> None:
+        """A command, or a message; two slashes begin a message that begins with one."""
+        typed = typed.strip()
+        if typed.startswith("//"):
+            self.ask(typed[1:])
+        elif typed.startswith("/"):
+            run_command(self, typed)
+        elif typed:
+            self.ask(typed)
+
+    def ask(self, question: str) -> bool:
+        """Answer, and remember what was said; False if nothing was."""
+        params = self.settings.params
+        prompt = self.prompts.fitted(self.conversation, question, params.max_new_tokens)
+        self._say_what_is_left_out(prompt)
+        request = self.partner.text.request(prompt.ids, params)
+        with interruption() if self.terminal.interactive else nullcontext(lambda: False) as stopped:
+            output = answer(self.partner.engine, self.partner.text, request, self.terminal.say, stopped)
+        self.terminal.end_line()
+        self._record(output)
+        kept = bool(output.text) or output.finish_reason != "cancelled"
+        if kept:
+            self.conversation.turns.append(Turn(question, output.text))
+        else:
+            self.terminal.note("stopped before the first word: the message is forgotten.")
+        return kept
+
+    def forget(self, conversation: Conversation) -> None:
+        """Go on with another conversation."""
+        self.conversation, self._left_out = conversation, 0
+
+    def _say_what_is_left_out(self, prompt: Prompt) -> None:
+        count, self._left_out = prompt.left_out, prompt.left_out
+        if count:
+            turns = "the first turn is" if count == 1 else f"the first {count:,} turns are"
+            self.terminal.note(
+                f"the conversation is too long for the context of {self.prompts.ctx_len:,} tokens: {turns} left out."
+            )
+
+    def _record(self, output: RequestOutput) -> None:
+        self.terminal.figures(figures(output, self.prompts.ctx_len))
+        timings = output.timings
+        self.answers.append(
+            {
+                "prompt_tokens": len(output.prompt_ids),
+                "cached_tokens": output.cached_tokens,
+                "tokens": len(output.generated_ids),
+                "finish_reason": output.finish_reason,
+                "seconds_to_first_token": timings.time_to_first_token,
+            }
+        )
