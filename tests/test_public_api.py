@@ -137,7 +137,8 @@ def test_examples_run_as_they_stand(
     runpy.run_path(str(TOP / "examples" / "quickstart.py"), run_name="__main__")
     for said in (first, capsys.readouterr().out):
         assert "tokens/sec" in said and len(said.split()) > 30, "it should have written some text, and how fast"
-    exec(compile(example_of("docs/sampling.md"), "docs/sampling.md", "exec"), {"__name__": "sampling"})
+    for document in ("docs/sampling.md", "docs/decodings.md"):
+        exec(compile(example_of(document), document, "exec"), {"__name__": "example"})
     said = capsys.readouterr().out
     assert "length [(" in said and re.search(r"\((7, 8|9), 99\) stop", said), said
     exec(compile(example_of("docs/cpu.md"), "docs/cpu.md", "exec"), {"__name__": "cpu"})

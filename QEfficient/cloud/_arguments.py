@@ -264,6 +264,28 @@ def add_choosing(parser: argparse.ArgumentParser) -> None:
     _add_endings(parser.add_argument_group("end of an answer"))
 
 
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """How tokens are found; which ones come is the same."""
+    group = parser.add_argument_group("tokens tried ahead", "the text is the same, sooner (docs/decodings.md)")
+    chosen = group.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--prompt-lookup",
+        nargs="?",
+        const=0,
+        type=positive,
+        metavar="N",
+        help="up to N that followed the same words before: for texts that repeat their prompt or themselves",
+    )
+    chosen.add_argument("--draft-model", metavar="PATH", help="those of a smaller model with the same tokenizer")
+
+
+def positive(text: str) -> int:
+    """`16`."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a positive whole number is expected, not '{text}'")
+    return int(text)
+
+
 def _add_penalties(group: Any) -> None:
     group.add_argument("--repetition-penalty", type=float, metavar="X", help="of tokens of prompt and answer; 1: none")
     group.add_argument("--presence-penalty", type=float, metavar="X", help="of tokens of the answer; 0: none")

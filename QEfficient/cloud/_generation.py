@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +17,8 @@ from QEfficient.cloud._tokenizers import saved_tokenizer
 from QEfficient.devices import get_device
 from QEfficient.devices.slotted import slotted_limits
 from QEfficient.errors import ModelError, OptionError, PromptError
-from QEfficient.generation.defaults import left_out, sampling_params
+from QEfficient.generation.decoding.selection import DecodingChoice, opened_decoding
+from QEfficient.generation.defaults import LOOKUP, left_out, sampling_params
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.logprobs import TokenLogprob
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
@@ -69,6 +70,13 @@ def sampling(arguments: argparse.Namespace, default_length: int | None = None) -
     return given
 
 
+def decoding(arguments: argparse.Namespace, draft: Callable[[], CompiledProgram]) -> DecodingChoice:
+    """What the flags say about how tokens are found; `draft` prepares the draft model that they name."""
+    if arguments.prompt_lookup is not None:
+        return DecodingChoice("prompt_lookup", lookahead=arguments.prompt_lookup or None)
+    return DecodingChoice(draft=draft() if arguments.draft_model is not None else None)
+
+
 def check_prompts(tokenizer: Any, prompts: Sequence[str], spec: CompileSpec) -> None:
     """Refuse prompts that a program of this geometry will refuse."""
     scheduler = Scheduler(slotted_limits(spec))
@@ -101,26 +109,33 @@ def check_program(compiled: CompiledProgram) -> None:
 
 
 @contextmanager
-def opened(compiled: CompiledProgram, tokenizer: Any, clock: StageClock) -> Iterator[tuple[Engine, TextGenerator]]:
+def opened(
+    compiled: CompiledProgram, tokenizer: Any, clock: StageClock, choice: DecodingChoice
+) -> Iterator[tuple[Engine, TextGenerator]]:
     """An engine on the program, and the same for text."""
     if left_out(compiled.program.model.generation):
         note(left_out(compiled.program.model.generation))
     clock("load the program")
     with get_device(compiled.device).load(compiled) as session:
-        clock.stop()
-        engine = Engine(session)
-        yield engine, TextGenerator(engine, tokenizer, compiled.program.model.eos_token_ids)
+        choice = choice.or_usual(compiled.program.model.generation.get(LOOKUP), session.limits)
+        with opened_decoding(choice, compiled, session.limits) as decoding:
+            clock.stop()
+            engine = Engine(session, decoding)
+            yield engine, TextGenerator(engine, tokenizer, compiled.program.model.eos_token_ids)
 
 
-def generate(compiled: CompiledProgram, tokenizer: Any, task: Task, clock: StageClock) -> dict[str, Any]:
+def generate(
+    compiled: CompiledProgram, tokenizer: Any, task: Task, clock: StageClock, choice: DecodingChoice
+) -> dict[str, Any]:
     """Run the prompts, print texts and figures unless JSON was asked for; return the record of all of it."""
     check_program(compiled)
     check_prompts(tokenizer, task.prompts, compiled.spec)
     params = sampling_params(compiled.program.model.generation, task.sampling)
-    with opened(compiled, tokenizer, clock) as (_, text):
+    with opened(compiled, tokenizer, clock, choice) as (engine, text):
         outputs = _run(text, task, params, clock)
     geometry = compiled.spec.batch_size, compiled.spec.continuous_batching
     info = exec_info(outputs, *geometry, compiled.program.model.pad_token_id or 0, params.n)
+    info.drafted, info.accepted = engine.statistics.drafted, engine.statistics.accepted
     if not task.as_json:
         _print(outputs, task, info)
     return _record(task, info)
@@ -169,6 +184,8 @@ def _record(task: Task, info: CloudAI100ExecInfo) -> dict[str, Any]:
             "decode_tokens_per_second": metrics.decode_perf * info.batch_size,
             "total_tokens_per_second": metrics.total_perf * info.batch_size,
             "total_seconds": metrics.total_time,
+            "drafted_tokens": info.drafted,
+            "accepted_tokens": info.accepted,
         },
     }
 

@@ -155,6 +155,14 @@ class Preparation:
         return model
 
 
+def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
+    """The draft model that the arguments name: compiled already, or made ready as the model is."""
+    from QEfficient.cloud.execute import find_compiled, is_compiled
+
+    name = arguments.draft_model
+    return find_compiled(name) if is_compiled(name) else Preparation(name, arguments, clock).compiled()
+
+
 def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
     """A program compiled from its exported folder, without its model."""
     device, spec = get_device(arguments.device), compile_spec(arguments)

@@ -20,7 +20,8 @@ HELP = "Talk with a model: answers as they come, the conversation remembered, /c
 EXAMPLES = """\
   qefficient chat                                    the built-in demo model
   qefficient chat ./checkpoint --ctx-len 8192 --system "Answer in one sentence." --temperature 0.7
-  qefficient chat ./checkpoint --weight-format int8 --max-new-tokens 200 --json"""
+  qefficient chat ./checkpoint --weight-format int8 --max-new-tokens 200 --json
+  qefficient chat ./checkpoint --draft-model ./smaller-checkpoint"""
 
 LARGEST_CONTEXT = 4096
 """Unless --ctx-len says more: a card's program has memory for all of its context."""
@@ -34,6 +35,7 @@ def add_arguments(parser: options.Parser) -> None:
     group.add_argument("--system", metavar="TEXT", help="what the model is told before all")
     options.add_length(group)
     options.add_choosing(parser)
+    options.add_decoding(parser)
     options.add_export(parser)
     options.add_geometry(parser, options.Geometry(ctx_len=None))
     options.add_device(parser)
@@ -86,10 +88,12 @@ def _run(
     from QEfficient.cloud._chat.loop import Chat, Partner
     from QEfficient.cloud._chat.settings import Settings
     from QEfficient.cloud._chat.terminal import Terminal
+    from QEfficient.cloud._preparation import draft_program
 
     generation.check_program(compiled)
     settings, terminal = Settings(compiled.program.model.generation, given), Terminal(arguments.json, command_names())
-    with generation.opened(compiled, generation.open_tokenizer(compiled), clock) as (engine, text):
+    choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
+    with generation.opened(compiled, generation.open_tokenizer(compiled), clock, choice) as (engine, text):
         partner = Partner(name, compiled.device, engine, text)
         chat = Chat(partner, settings, terminal, Conversation(arguments.system or ""))
         _greet(chat)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from QEfficient.cloud._arguments import Parser, add_prompts, add_sampling, add_source, device_group
+from QEfficient.cloud._arguments import Parser, add_decoding, add_prompts, add_sampling, add_source, device_group
 
 if TYPE_CHECKING:
     from QEfficient.program import CompiledProgram
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 HELP = "Generate text with a compiled program alone."
 EXAMPLES = """\
   qefficient execute --qpc-path "$(qefficient compile ./checkpoint)" --prompt "My name is"
-  qefficient execute --qpc-path ./qpc-0123456789abcdef --prompts-txt-file-path prompts.txt --json"""
+  qefficient execute --qpc-path ./qpc-0123456789abcdef --prompts-txt-file-path prompts.txt --json
+  qefficient execute --qpc-path ./qpc-0123456789abcdef --prompt "My name is" --draft-model ./qpc-fedcba9876543210"""
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--qpc-path", metavar="DIR", required=True, help="the folder that compile printed, or its name")
     add_prompts(parser)
     add_sampling(parser)
+    add_decoding(parser)
     group = parser.add_argument_group("tokenizer", "only for a program that was exported without one")
     group.add_argument("--model-name", "--model", metavar="MODEL", help="the model whose tokenizer is used")
     add_source(group)
@@ -36,10 +38,22 @@ def run(arguments: argparse.Namespace) -> int:
     task = generation.Task(generation.read_prompts(arguments), generation.sampling(arguments), arguments.json)
     with StageClock(arguments.verbose) as clock:
         clock("load the tokenizer")
-        record = generation.generate(compiled, _tokenizer(compiled, arguments), task, clock)
+        choice = generation.decoding(arguments, lambda: find_compiled(arguments.draft_model))
+        record = generation.generate(compiled, _tokenizer(compiled, arguments), task, clock, choice)
     if arguments.json:
         document({"device": compiled.device, "qpc_path": compiled.folder, **record, "seconds": clock.seconds})
     return 0
+
+
+def is_compiled(where: str) -> bool:
+    """Whether a compiled program lies in a folder, or below it."""
+    from pathlib import Path
+
+    from QEfficient.artifacts import COMPILED_PREFIX
+    from QEfficient.program import MANIFEST
+
+    folder = Path(where).expanduser()
+    return (folder / MANIFEST).is_file() or any(folder.glob(f"{COMPILED_PREFIX}*/{MANIFEST}"))
 
 
 def find_compiled(where: str) -> CompiledProgram:

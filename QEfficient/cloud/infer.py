@@ -15,7 +15,9 @@ HELP = "Export and compile a model as far as needed, then generate text."
 EXAMPLES = """\
   qefficient infer --prompt "In the beginning"       the built-in demo model
   qefficient infer ./checkpoint --prompt "My name is" --ctx-len 512 --generation-len 64
-  qefficient infer ./checkpoint --prompt "One|Two|Three" --full-batch-size 2 --temperature 0.8 --seed 1"""
+  qefficient infer ./checkpoint --prompt "One|Two|Three" --full-batch-size 2 --temperature 0.8 --seed 1
+  qefficient infer ./checkpoint --prompts-txt-file-path questions.txt --prompt-lookup
+  qefficient infer ./checkpoint --prompt "My name is" --draft-model ./smaller-checkpoint"""
 
 DEMO_PROMPT = "In the beginning"
 DEMO_LENGTH = 64
@@ -26,6 +28,7 @@ def add_arguments(parser: options.Parser) -> None:
     options.add_model(parser)
     options.add_prompts(parser)
     options.add_sampling(parser)
+    options.add_decoding(parser)
     options.add_export(parser)
     options.add_geometry(parser)
     options.add_device(parser)
@@ -34,7 +37,7 @@ def add_arguments(parser: options.Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
-    from QEfficient.cloud._preparation import Preparation, model_name, tokenizer_options
+    from QEfficient.cloud._preparation import Preparation, draft_program, model_name, tokenizer_options
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
     from QEfficient.demo import DEMO_NAME
@@ -52,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 
         compiled = Preparation(name, arguments, clock).compiled(check)
-        record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock)
+        choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
+        record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)
     if arguments.json:
         paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": compiled.folder}
         document({"model": name, "device": compiled.device, **paths, **record, "seconds": clock.seconds})

@@ -22,6 +22,8 @@ HONOURED: Mapping[str, str] = {
     "num_return_sequences": "n",
 }
 """transformers' names, and ours."""
+LOOKUP = "prompt_lookup_num_tokens"
+"""transformers' wish for prompt lookup: most tokens to try ahead."""
 LEFT_OUT: Mapping[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -51,7 +53,7 @@ LEFT_OUT_OF_DRAWING: Mapping[str, Any] = {"epsilon_cutoff": 0.0, "eta_cutoff": 0
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest keeps of a generation config: what is set and says how tokens are chosen."""
     neutral = {**LEFT_OUT, **LEFT_OUT_OF_DRAWING}
-    kept = {name: config[name] for name in ("do_sample", *HONOURED) if config.get(name) is not None}
+    kept = {name: config[name] for name in ("do_sample", LOOKUP, *HONOURED) if config.get(name) is not None}
     others = {name: config[name] for name in neutral if config.get(name) not in (None, neutral[name])}
     return kept | {name: value if isinstance(value, (int, float)) else True for name, value in others.items()}
 

@@ -40,9 +40,8 @@ class Engine:
         clock: Clock = time.perf_counter,
     ) -> None:
         self.session = session
-        self._decoding = decoding or OneToken()
-        lookahead = self._decoding.lookahead if isinstance(self._decoding, Drafting) else 0
-        self.scheduler = scheduler or Scheduler(session.limits, lookahead=lookahead)
+        self.scheduler = scheduler or Scheduler(session.limits)
+        self.use(decoding or OneToken())
         self._clock = clock
         self._deadlines = Deadlines()
         self._totals = Statistics()
@@ -58,6 +57,11 @@ class Engine:
         return replace(
             self._totals, preemptions=own.preemptions, cache=own.counts, waiting=own.waiting, running=own.running
         )
+
+    def use(self, decoding: Decoding) -> None:
+        """Find tokens in this way from the next step on, also those of requests that are here."""
+        self._decoding = decoding
+        self.scheduler.look_ahead(decoding.lookahead if isinstance(decoding, Drafting) else 0)
 
     def submit(self, request: Request) -> None:
         """Queue a new request. Raises `PromptError` if it can never fit."""
@@ -165,8 +169,8 @@ class Engine:
                 self._end(request, request.finish_reason)
             events.append(Event(request, kept, request.finish_reason))
         self.scheduler.advance(plan)
-        generated = sum(len(event.tokens) for event in events)
-        self._totals = self._totals.with_step(plan, self.session.limits, generated, now - started)
+        kept_counts = [len(event.tokens) for event in events if event.tokens]
+        self._totals = self._totals.with_step(plan, self.session.limits, kept_counts, now - started)
         return events
 
     def _record_prefill(self, plan: Plan, started: float, share: float) -> None:

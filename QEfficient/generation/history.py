@@ -16,6 +16,7 @@ class TokenCounts:
         self._place = {token: place for place, token in enumerate(seen)}
         self._tokens = np.array(list(seen), np.int64)
         self._counts = np.zeros(len(seen), np.int64)
+        self._of_prompt = len(seen)
         self._generated = generated
         self._read = 0
 
@@ -30,6 +31,15 @@ class TokenCounts:
         """How often the answer has each of `tokens`."""
         self._read_on()
         return self._counts[: len(self._place)]
+
+    def shorten(self, length: int) -> None:
+        """Take note, before it happens, that `generated` loses what is behind its first `length` tokens."""
+        for token in reversed(self._generated[length : self._read]):
+            place = self._place[token]
+            self._counts[place] -= 1
+            if not self._counts[place] and place >= self._of_prompt:
+                del self._place[token]  # the last place: what came later went before
+        self._read = min(self._read, length)
 
     def _read_on(self) -> None:
         for token in self._generated[self._read :]:

@@ -41,14 +41,19 @@ class CloudAI100ExecInfo:
     perf_metrics: PerfMetrics
     outputs: list[list[RequestOutput]] = field(default_factory=list)
     """All that is known of the answers, one list per prompt: tokens, why each ended, log-probabilities, timings."""
+    drafted: int = 0
+    """Tokens that were tried ahead meanwhile (docs/decodings.md), also for iterators that are open."""
+    accepted: int = 0
+    """Those of them that were kept."""
 
     def __repr__(self) -> str:
         metrics = self.perf_metrics
+        drafts = f"\nDrafts: {self.accepted} of {self.drafted} tokens kept" if self.drafted else ""
         return (
             f"Average Prefill time a.k.a TTFT is= {metrics.prefill_time:.2f} sec\n"
             f"Decode is= {metrics.decode_perf * self.batch_size:.2f} tokens/sec\n"
             f"Total is= {metrics.total_perf * self.batch_size:.2f} tokens/sec\n"
-            f"Total (E2E) inference time is= {metrics.total_time:.2f} sec"
+            f"Total (E2E) inference time is= {metrics.total_time:.2f} sec{drafts}"
         )
 
 

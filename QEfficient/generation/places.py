@@ -98,6 +98,10 @@ class Places(ABC):
         """Make room for writing the next tokens, up to the position `end`; return up to where there is some."""
 
     @abstractmethod
+    def extend(self, place: Place, end: int) -> int:
+        """As `grow`, for a place that has grown for its next token."""
+
+    @abstractmethod
     def record(self, place: Place) -> None:
         """Take note that tokens were computed and accepted."""
 
@@ -117,6 +121,9 @@ class Slots(Places):
         pass
 
     def grow(self, place: Place, end: int) -> int:
+        return self._limits.ctx_len
+
+    def extend(self, place: Place, end: int) -> int:
         return self._limits.ctx_len
 
     def record(self, place: Place) -> None:
@@ -182,8 +189,9 @@ class SlotsAndBlocks(Places):
         self._count_hits(place, place.computed - before)
 
     def grow(self, place: Place, end: int) -> int:
-        if not self._own_next(place):
-            return place.computed
+        return self.extend(place, end) if self._own_next(place) else place.computed
+
+    def extend(self, place: Place, end: int) -> int:
         while len(place.blocks) * self._size < end and self._blocks.available:
             place.blocks.append(self._blocks.take())
         return len(place.blocks) * self._size

@@ -20,6 +20,8 @@ class Step:
     """Its number among the requests."""
     room: int = 0
     """How many tokens a decoding may add to the row."""
+    drafts: int = 0
+    """How many it did add: the last ones of the row, which the request does not have yet."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ def shortened(step: Step, count: int) -> Step:
         return step
     logits = step.request.logits_wanted(step.row.start, count)
     return replace(step, row=replace(step.row, tokens=step.row.tokens[:count], logits=logits))
+
+
+def extended(step: Step, drafts: Sequence[int]) -> Step:
+    """The step with tokens to try behind its own, each of which tells by its logits whether the next one is right."""
+    row, count = step.row, len(drafts)
+    row = replace(row, tokens=(*row.tokens, *drafts), logits=row.logits + count)
+    return replace(step, row=row, drafts=step.drafts + count)
 
 
 def _parts(wanted: Sequence[int], tokens: int) -> list[int]:

@@ -21,18 +21,18 @@ def check_logprobs(request: Request, limits: Limits) -> None:
         )
 
 
-def record_tokens(logits: np.ndarray, tokens: Sequence[int | None], requests: Sequence[Request]) -> None:
-    """Write down the new token of each row, where a request asks for it."""
-    rows = [n for n, r in enumerate(requests) if r.params.logprobs is not None and tokens[n] is not None]
-    if not rows:
+def record_tokens(
+    logits: np.ndarray, rows: np.ndarray, tokens: Sequence[int | None], requests: Sequence[Request]
+) -> None:
+    """Write down the new token of each request that asks for it; its logits are in the row that `rows` names."""
+    asking = [n for n, r in enumerate(requests) if r.params.logprobs is not None and tokens[n] is not None]
+    if not asking:
         return
-    tops = [requests[row].params.logprobs or 0 for row in rows]
-    found = token_logprobs(logits[rows], [tokens[row] or 0 for row in rows], max(tops))
-    for row, top, record in zip(rows, tops, found, strict=True):
-        known = requests[row].logprobs
-        known[len(requests[row].generated) :] = [
-            record.with_top(top)
-        ]  # in place of one from a step that came to nothing
+    tops = [requests[n].params.logprobs or 0 for n in asking]
+    found = token_logprobs(logits[rows[asking]], [tokens[n] or 0 for n in asking], max(tops))
+    for n, top, record in zip(asking, tops, found, strict=True):
+        known = requests[n].logprobs
+        known[len(requests[n].generated) :] = [record.with_top(top)]  # in place of one from a step that came to nothing
 
 
 def record_prompt(logits: np.ndarray, row: Row, request: Request) -> None:

@@ -114,6 +114,14 @@ class Request:
         return np.array(list(pairs), np.int64), np.array(list(pairs.values()), np.float64)
 
     @property
+    def most_new(self) -> int | None:
+        """How many tokens its parameters let it generate; None: as many as the context holds."""
+        params = self.params
+        if params.max_new_tokens is not None or params.max_length is None:
+            return params.max_new_tokens
+        return params.max_length - len(self.prompt)
+
+    @property
     def wants_prompt_logits(self) -> bool:
         """Whether log-probabilities of its prompt are still to be taken. Such a request computes its whole prompt."""
         return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
@@ -152,12 +160,17 @@ class Request:
             self.finish_reason = "exhausted"
         return tuple(kept)
 
+    def shorten(self, count: int) -> None:
+        """Keep only the first `count` generated tokens."""
+        if len(self.generated) > count:
+            if "counts" in vars(self):
+                self.counts.shorten(count)
+            del self.generated[count:]
+
     def _reason_to_end(self, token: int, ctx_len: int) -> FinishReason | None:
         if token in self.end_ids:
             return "stop"
-        most = self.params.max_new_tokens
-        if most is None and self.params.max_length is not None:
-            most = self.params.max_length - len(self.prompt)
+        most = self.most_new
         if self.length >= ctx_len or (most is not None and len(self.generated) >= most):
             return "length"
         return None

@@ -25,20 +25,37 @@ def sample(
     logits: np.ndarray, requests: Sequence[Request], adjustments: Sequence[Adjustment] = ADJUSTMENTS
 ) -> list[int | None]:
     """One token per row of `logits` [rows, vocabulary]; None where a request's mask lets nothing come next."""
-    tokens = np.argmax(logits, axis=-1)
+    return choose(logits, likeliest(logits), np.arange(len(requests)), requests, adjustments)
+
+
+def likeliest(logits: np.ndarray) -> np.ndarray:
+    """The best token of each row, before anything is done to it."""
+    tokens: np.ndarray = np.argmax(logits, axis=-1)
     if not np.isfinite(np.take_along_axis(logits, tokens[:, None], axis=-1)).all():  # argmax finds a NaN first
         raise DeviceError("the device returned logits that are no finite numbers.")
-    adjusted = [row for row, request in enumerate(requests) if any(link.concerns(request) for link in adjustments)]
-    drawn = {row for row, request in enumerate(requests) if not request.params.greedy}
-    _draw_into(tokens, sorted(drawn - set(adjusted)), logits, requests)
+    return tokens
+
+
+def choose(
+    logits: np.ndarray,
+    best: np.ndarray,
+    rows: np.ndarray,
+    requests: Sequence[Request],
+    adjustments: Sequence[Adjustment] = ADJUSTMENTS,
+) -> list[int | None]:
+    """As `sample`, each request from the row that `rows` names, in ascending order; `best` are the `likeliest`."""
+    tokens = best[rows]
+    adjusted = [n for n, request in enumerate(requests) if any(link.concerns(request) for link in adjustments)]
+    drawn = {n for n, request in enumerate(requests) if not request.params.greedy}
+    _draw_into(tokens, sorted(drawn - set(adjusted)), logits, rows, requests)
     if not adjusted:
         return [int(token) for token in tokens]
-    scores = logits[adjusted].astype(np.float32, copy=False)  # indexing copies: the adjustments may write
-    some = [requests[row] for row in adjusted]
+    scores = logits[rows[adjusted]].astype(np.float32, copy=False)  # indexing copies: the adjustments may write
+    some, all_rows = [requests[n] for n in adjusted], np.arange(len(adjusted))
     _adjust(scores, some, adjustments)
     chosen = np.argmax(scores, axis=-1)
     possible = np.isfinite(np.take_along_axis(scores, chosen[:, None], axis=-1))[:, 0]
-    _draw_into(chosen, [n for n, row in enumerate(adjusted) if row in drawn and possible[n]], scores, some)
+    _draw_into(chosen, [n for n, at in enumerate(adjusted) if at in drawn and possible[n]], scores, all_rows, some)
     tokens[adjusted] = np.where(possible, chosen, IMPOSSIBLE)
     return [int(token) if token != IMPOSSIBLE else None for token in tokens]
 
@@ -50,10 +67,11 @@ def _adjust(scores: np.ndarray, requests: Sequence[Request], adjustments: Sequen
             link.apply(scores, rows, [requests[row] for row in rows])
 
 
-def _draw_into(tokens: np.ndarray, rows: Sequence[int], scores: np.ndarray, requests: Sequence[Request]) -> None:
-    if rows:
-        those = scores if len(rows) == len(scores) else scores[rows]
-        tokens[rows] = draw(those, [requests[row] for row in rows])
+def _draw_into(
+    tokens: np.ndarray, some: list[int], scores: np.ndarray, rows: np.ndarray, requests: Sequence[Request]
+) -> None:
+    if some:
+        tokens[some] = draw(pick_rows(scores, rows[some]), [requests[n] for n in some])
 
 
 def draw(scores: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
@@ -66,12 +84,12 @@ def draw(scores: np.ndarray, requests: Sequence[Request]) -> np.ndarray:
     for rows, method in ((np.flatnonzero(narrowing), _draw_narrowed), (np.flatnonzero(~narrowing), _draw_from_all)):
         for start in range(0, rows.size, together):
             some = rows[start : start + together]
-            tokens[some] = method(_lines(scores, some), settings[some], shares[some])
+            tokens[some] = method(pick_rows(scores, some), settings[some], shares[some])
     return tokens
 
 
-def _lines(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Some rows; nothing is copied if they follow one another."""
+def pick_rows(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows, in ascending order; nothing is copied if they follow one another."""
     first, last = int(rows[0]), int(rows[-1])
     return scores[first : last + 1] if last - first + 1 == rows.size else scores[rows]
 

@@ -30,8 +30,7 @@ class Scheduler:
         self._limits = limits
         self._policy = policy or policy_for(limits)
         self._places = places_for(limits, prefix_cache)
-        goes_back = limits.paging is None or limits.paging.shareable
-        self._lookahead = min(lookahead, limits.chunk - 1, limits.logits - 1) if goes_back else 0
+        self.look_ahead(lookahead)
         self._queue = Queue()
         self._arrivals = count()
         self._running: dict[Request, Place] = {}  # in the order of their turns
@@ -52,6 +51,12 @@ class Scheduler:
     @property
     def counts(self) -> CacheCounts:
         return self._places.counts
+
+    def look_ahead(self, tokens: int) -> None:
+        """From now on keep room for so many tokens that a decoding would like to add to a row."""
+        limits = self._limits
+        goes_back = limits.paging is None or limits.paging.shareable
+        self._lookahead = min(tokens, limits.chunk - 1, limits.logits - 1) if goes_back else 0
 
     def check(self, request: Request) -> None:
         """Refuse a prompt that can never run."""
@@ -207,13 +212,12 @@ class Scheduler:
         return rooms
 
     def _room(self, step: Step, most: int) -> int:
-        request, row = step.request, step.row
-        if len(row.tokens) > 1 or row.start + 1 < request.length:
+        request, end = step.request, step.row.start + len(step.row.tokens)
+        if len(step.row.tokens) > 1 or end < request.length:
             return 0
-        wanted = min(self._lookahead, most, self._limits.ctx_len - request.length - 1)
-        if request.params.max_new_tokens is not None:
-            wanted = min(wanted, request.params.max_new_tokens - len(request.generated) - 1)
+        wanted, most_new = min(self._lookahead, most, self._limits.ctx_len - end - 1), request.most_new
+        if most_new is not None:
+            wanted = min(wanted, most_new - len(request.generated) - 1)
         if wanted <= 0:
             return 0
-        end = row.start + 1
-        return max(min(self._places.grow(self._running[request], end + wanted) - end, wanted), 0)
+        return min(self._places.extend(self._running[request], end + wanted) - end, wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from QEfficient.devices import Limits
@@ -26,6 +26,10 @@ class Statistics:
     """How many tokens it could have been fed with in these steps."""
     sampled_rows: int = 0
     generated: int = 0
+    drafted: int = 0
+    """Tokens that a decoding added to rows, to be tried."""
+    accepted: int = 0
+    """Generated ones for which no row of their own had to run."""
     started: int = 0
     """Requests whose first tokens have run."""
     queue_seconds: float = 0.0
@@ -69,7 +73,13 @@ class Statistics:
         """Which share of the tokens was computed before."""
         return _ratio(self.cache.hit_tokens, self.cache.lookup_tokens)
 
-    def with_step(self, plan: Plan, limits: Limits, generated: int, seconds: float) -> Statistics:
+    @property
+    def acceptance(self) -> float:
+        """Which share of the drafts was kept."""
+        return _ratio(self.accepted, self.drafted)
+
+    def with_step(self, plan: Plan, limits: Limits, kept: Sequence[int], seconds: float) -> Statistics:
+        """`kept`: how many new tokens each of the requests got that got some."""
         return replace(
             self,
             steps=self.steps + 1,
@@ -78,7 +88,9 @@ class Statistics:
             tokens=self.tokens + sum(len(step.row.tokens) for step in plan.steps),
             capacity=self.capacity + _capacity(plan, limits),
             sampled_rows=self.sampled_rows + sum(step.row.logits > 0 for step in plan.steps),
-            generated=self.generated + generated,
+            generated=self.generated + sum(kept),
+            drafted=self.drafted + sum(step.drafts for step in plan.steps),
+            accepted=self.accepted + sum(kept) - len(kept),
         )
 
     def with_start(self, queue_seconds: float) -> Statistics:

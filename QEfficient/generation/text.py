@@ -132,6 +132,8 @@ class TextWriter:
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(stops)
         self._pieces: list[str] = []
+        self.read = 0
+        """How many tokens it has taken in: none behind a stop string."""
 
     @property
     def text(self) -> str:
@@ -145,7 +147,12 @@ class TextWriter:
 
     def push(self, tokens: Iterable[int], last: bool = False) -> str:
         """The text that became certain; with `last` everything."""
-        piece = self._stops.push(self._detokenizer.push(tokens))
+        piece = ""
+        for token in tokens:
+            if self.stopped:
+                break
+            piece += self._stops.push(self._detokenizer.push([token]))
+            self.read += 1
         if last:
             piece += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         self._pieces.append(piece)
@@ -231,12 +238,13 @@ class TextGenerator:
 
     def read(self, event: Event, writer: TextWriter) -> TextEvent:
         """What an event of the engine says, as text; a stop string ends the request. For those who step the engine."""
-        request = event.request
+        request, known = event.request, writer.read
         text = writer.push(event.tokens, last=request.finished)
         if writer.stopped:
             self._engine.finish(request, "stop")
             request.finish_reason = "stop"  # a stop string goes before a length reached with the same token
-        return TextEvent(request, event.tokens, text, request.finish_reason)
+            request.shorten(writer.read)  # several tokens may have come at once
+        return TextEvent(request, event.tokens[: writer.read - known], text, request.finish_reason)
 
     def stream_text(self, prompt: str, params: SamplingParams = GREEDY) -> Iterator[str]:
         """Run one prompt, yielding its text in pieces; closing the iterator cancels what is left."""

@@ -54,6 +54,15 @@ def pipe(cli: Cli, chat_home: Path, chat_model: Path, monkeypatch: pytest.Monkey
 # A pipe
 
 
+def test_tokens_tried_ahead_say_the_same(pipe: Any, chat_model: Path) -> None:
+    lines = ("one two one two", "one two")
+    plain = pipe(*lines, flags=("--json",)).json
+    for flags in (("--prompt-lookup",), ("--draft-model", chat_model)):
+        assert pipe(*lines, flags=("--json", *flags)).json["messages"] == plain["messages"]
+    refused = pipe(*lines, flags=("--draft-model", "/nowhere"))
+    assert refused.code == 1 and "/nowhere" in refused.error
+
+
 def test_a_conversation_through_the_template(pipe: Any) -> None:
     result = pipe("hello", "and what now?", flags=("--system", "be brief and kind", "--json"))
     assert result.code == 0

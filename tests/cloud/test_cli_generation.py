@@ -251,3 +251,33 @@ def test_on_a_terminal_tables_are_drawn(home: Home) -> None:
         os.close(follower)
         shown = screen.read(4096).decode()
     assert "─" in shown and "\t" not in shown
+
+
+ON_CPU = ("--device", "cpu", "--ctx-len", "64", "--num-threads", "1", "--weight-format", "f32")
+
+
+def test_tokens_tried_ahead_are_the_same(cli: Cli, home: Home) -> None:
+    """With a folder and a compiled program as draft model too."""
+    words = (home.model, "--prompt", "one two one two one", "--generation-len", 24, "--json", *ON_CPU)
+    plain = cli("infer", *words).json
+    for flags in (("--prompt-lookup",), ("--prompt-lookup=3",), ("--draft-model", home.model)):
+        found = cli("infer", *words, *flags).json
+        assert found["outputs"] == plain["outputs"]
+        assert found["metrics"]["drafted_tokens"] >= found["metrics"]["accepted_tokens"]
+    words = ("--qpc-path", plain["qpc_path"], *words[1:6])
+    assert cli("execute", *words, "--draft-model", plain["qpc_path"]).json["outputs"] == plain["outputs"]
+    assert cli("execute", *words, "--prompt-lookup").json["outputs"] == plain["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--prompt-lookup",), "device 'reference': this program gives the logits of one token"),
+        (("--prompt-lookup", "0"), "a positive whole number is expected, not '0'"),
+        (("--prompt-lookup", "--draft-model", "x"), "not allowed with argument --prompt-lookup"),
+        (("--draft-model", "/nowhere"), "there is no folder /nowhere"),
+    ],
+)
+def test_what_cannot_be_tried_ahead(cli: Cli, home: Home, flags: tuple[str, ...], sentence: str) -> None:
+    result = cli("execute", "--qpc-path", home.compiled, "--prompt", "Hello", "--generation-len", 4, *flags)
+    assert result.code in (1, 2) and sentence in result.error

@@ -10,6 +10,7 @@ import numpy as np
 from QEfficient.generation.plan import Plan
 
 
+@runtime_checkable
 class Decoding(Protocol):
     """A strategy. It knows requests and logits, not devices."""
 

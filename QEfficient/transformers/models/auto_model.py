@@ -59,6 +59,11 @@ class AutoModel(ABC, Generic[Compiled, Loaded]):
         return str(self._compiled.folder) if self._compiled else None
 
     @property
+    def compiled(self) -> Compiled | None:
+        """The record of the compiled program."""
+        return self._compiled
+
+    @property
     def export_hash(self) -> str | None:
         return self._program.fingerprint if self._program else None
 

@@ -13,6 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Session, get_device
 from QEfficient.errors import OptionError, WrongTaskError
+from QEfficient.generation.decoding import Decoding
+from QEfficient.generation.decoding.selection import DecodingChoice, close_decoding, make_decoding
 from QEfficient.generation.defaults import recorded
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
@@ -24,6 +26,7 @@ from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.auto_model import AutoModel
+from QEfficient.transformers.models.decoding_options import read_decoding
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
 from QEfficient.transformers.models.sampling_options import read_choosing, token_ids
 from QEfficient.transformers.signature import causal_signature
@@ -78,6 +81,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self.max_seq_len_cached = max_seq_len_cached
         self._said: set[str] = set()
         self._engine: Engine | None = None
+        self._decoding: tuple[DecodingChoice, Decoding] | None = None  # it keeps what it learns from call to call
 
     @classmethod
     def from_pretrained(
@@ -206,6 +210,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         streamer: Any = None,
         stream: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        decoding: str | Decoding | None = None,
+        draft_model: QEFFAutoModelForCausalLM | None = None,
+        assistant_model: QEFFAutoModelForCausalLM | None = None,
+        prompt_lookup_num_tokens: int | None = None,
         device_id: list[int] | None = None,
         runtime_ai100: bool = True,
         **options: Any,
@@ -222,6 +230,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         is laid, and on that the keywords, which are the fields of SamplingParams and `do_sample`; `temperature=0` takes
         the likeliest token, whatever else is said. Or all at once by `sampling`, beside which no config counts.
 
+        How fast they come (docs/decodings.md): `decoding` is "plain", "prompt_lookup" or an object; `draft_model`
+        (`assistant_model`) is a smaller compiled model of the same vocabulary, whose guesses are tried. Iterators that
+        are open go on in the same way.
+
         With token ids, `generated_ids` is a list with the new ids of each prompt, in order. With `n` answers to each
         prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
         """
@@ -230,16 +242,21 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         if options.get("max_new_tokens") is None:
             options["max_new_tokens"] = generation_len
         choosing = read_choosing(self._facts, sampling, generation_config, options)
+        wish = read_decoding(decoding, (draft_model, assistant_model), (prompt_lookup_num_tokens, choosing.lookup))
         self._say_once(choosing.left_out)
         self._ensure_compiled(given)
-        text = self._text_generator(own_tokenizer, choosing.eos_token_ids)
+        engine = self._engine_for(wish, choosing.usual_lookup)
+        text = self._text_generator(engine, own_tokenizer, choosing.eos_token_ids)
         encoded = given.encoded(text, chat_template_kwargs)
         if stream:
             return _pieces(text, encoded, choosing.params, streamer)
+        before = engine.statistics
         outputs = text.generate_ids(encoded, choosing.params, streamer)
+        after = engine.statistics
         assert self._compiled is not None
         batch_size, n = self._compiled.spec.batch_size, choosing.params.n
         info = exec_info(outputs, batch_size, self.continuous_batching, choosing.pad_token_id, n)
+        info.drafted, info.accepted = after.drafted - before.drafted, after.accepted - before.accepted
         if given.ids is not None:
             ids = [[list(output.generated_ids) for output in answers] for answers in info.outputs]
             info.generated_ids = ids if n > 1 else [answers[0] for answers in ids]
@@ -258,13 +275,36 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             assert self._device is not None and self._compiled is not None
             self._session = self._device.load(self._compiled)
 
-    def _text_generator(self, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> TextGenerator:
-        assert self._session is not None and self._program is not None
+    def _engine_for(self, wish: DecodingChoice, usual_lookup: int | None) -> Engine:
+        """The one engine of all calls, for two would write over each other's tokens. What is open goes on with the
+        decoding of this call: that of the model's own config, where it can be, if none is wished for."""
+        assert self._session is not None and self._compiled is not None
+        limits = self._session.limits
+        if self._engine is None:
+            self._engine = Engine(self._session)
+        wish = wish.or_usual(usual_lookup, limits)
+        if self._decoding is None or self._decoding[0] != wish:
+            made = make_decoding(wish, self._compiled, limits)
+            self._engine.use(made)
+            self._forget_decoding()
+            self._decoding = wish, made
+        return self._engine
+
+    def _forget_decoding(self) -> None:
+        if self._decoding is not None:
+            close_decoding(*self._decoding)
+        self._decoding = None
+
+    def _forget_compiled(self) -> None:
+        self._forget_decoding()
+        self._engine = None
+        super()._forget_compiled()
+
+    def _text_generator(self, engine: Engine, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> TextGenerator:
+        assert self._program is not None
         if tokenizer is None and self._program.has_tokenizer:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._program.folder / "tokenizer")
-        if self._engine is None or self._engine.session is not self._session:
-            self._engine = Engine(self._session)  # one for all calls: two would write over each other's tokens
-        return TextGenerator(self._engine, tokenizer or TokensOnly(), eos_token_ids)
+        return TextGenerator(engine, tokenizer or TokensOnly(), eos_token_ids)
 
 
 def _pieces(text: TextGenerator, prompts: list[list[int]], params: SamplingParams, streamer: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 
 from QEfficient.errors import OptionError, did_you_mean
-from QEfficient.generation.defaults import left_out, sampling_params
+from QEfficient.generation.defaults import LOOKUP, left_out, sampling_params
 from QEfficient.program import ModelFacts
 from QEfficient.specs import SamplingParams
 
@@ -26,6 +26,10 @@ class Choosing:
     pad_token_id: int
     left_out: str
     """What was asked for and is not done; empty if there is nothing."""
+    lookup: int | None = None
+    """The `prompt_lookup_num_tokens` of the config of this call."""
+    usual_lookup: int | None = None
+    """The same of the model's own."""
 
 
 def read_choosing(
@@ -45,7 +49,8 @@ def read_choosing(
     config = {**facts.generation, **own}
     ends = own.get("eos_token_id", facts.eos_token_ids)
     pad = own.get("pad_token_id", facts.pad_token_id)
-    return Choosing(sampling_params(config, given), token_ids(ends), pad or 0, left_out(config))
+    params, lookups = sampling_params(config, given), (own.get(LOOKUP), facts.generation.get(LOOKUP))
+    return Choosing(params, token_ids(ends), pad or 0, left_out(config), *lookups)
 
 
 def token_ids(found: Any) -> tuple[int, ...]:

@@ -1,0 +1,129 @@
+"""Which decoding was asked for, made for a session; refused where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from QEfficient.devices import Limits, get_device
+from QEfficient.errors import OptionError, did_you_mean
+from QEfficient.generation.decoding import Decoding, Drafting
+from QEfficient.generation.decoding.draft_model import LOOKAHEAD as DRAFT_LOOKAHEAD
+from QEfficient.generation.decoding.draft_model import DraftModel
+from QEfficient.generation.decoding.one_token import OneToken
+from QEfficient.generation.decoding.prompt_lookup import LOOKAHEAD, PromptLookup
+from QEfficient.program import CompiledProgram
+
+NAMES = ("plain", "prompt_lookup")
+
+
+@dataclass(frozen=True)
+class DecodingChoice:
+    """What was asked for; by default plain decoding. Two that are equal mean the same decoding."""
+
+    named: str | Decoding | None = None
+    draft: CompiledProgram | None = None
+    """The program of a draft model."""
+    lookahead: int | None = None
+    """Most tokens to try ahead; None: what is usual."""
+
+    def __post_init__(self) -> None:
+        if self.draft is not None and self.named is not None:
+            raise OptionError("a draft model and another decoding were both asked for. Give one of them.")
+        if isinstance(self.named, str) and self.named not in NAMES:
+            raise OptionError(
+                f"there is no decoding '{self.named}'; known are {', '.join(NAMES)}, and draft models."
+                f"{did_you_mean(self.named, NAMES)}"
+            )
+        if not isinstance(self.named, (str, Decoding, type(None))):
+            raise OptionError(f"decoding must be a name or a Decoding, not {type(self.named).__name__}.")
+        if self.lookahead is not None and self.named != "prompt_lookup" and self.draft is None:
+            raise OptionError("a number of tokens to try ahead goes with prompt lookup or a draft model only.")
+
+    @property
+    def speculative(self) -> bool:
+        return self.draft is not None or self.named == "prompt_lookup" or isinstance(self.named, Drafting)
+
+    def or_usual(self, lookahead: int | None, limits: Limits) -> DecodingChoice:
+        """Prompt lookup in place of nothing, if the model's own config wants it and the session can do it."""
+        if lookahead is None or self.named is not None or self.draft is not None or why_not_ahead(limits):
+            return self
+        return DecodingChoice("prompt_lookup", lookahead=lookahead)
+
+
+def make_decoding(choice: DecodingChoice, compiled: CompiledProgram, limits: Limits) -> Decoding:
+    """The decoding for a session of `compiled` with these limits. A draft model's session is opened for it."""
+    obstacle = why_not_ahead(limits) if choice.speculative else ""
+    if obstacle:
+        raise OptionError(
+            f"tokens cannot be tried ahead on device '{compiled.device}': {obstacle} Leave prompt lookup or the draft"
+            " model out."
+        )
+    if choice.draft is not None:
+        return _draft_model(choice.draft, compiled, DRAFT_LOOKAHEAD if choice.lookahead is None else choice.lookahead)
+    if choice.named == "prompt_lookup":
+        return PromptLookup(LOOKAHEAD if choice.lookahead is None else choice.lookahead)
+    return OneToken() if isinstance(choice.named, str) or choice.named is None else choice.named
+
+
+def close_decoding(choice: DecodingChoice, decoding: Decoding) -> None:
+    """Close the session that was opened for a draft model; objects that were given stay as they are."""
+    if choice.draft is not None and isinstance(decoding, DraftModel):
+        decoding.close()
+
+
+@contextmanager
+def opened_decoding(choice: DecodingChoice, compiled: CompiledProgram, limits: Limits) -> Iterator[Decoding]:
+    """As `make_decoding`, for a while."""
+    decoding = make_decoding(choice, compiled, limits)
+    try:
+        yield decoding
+    finally:
+        close_decoding(choice, decoding)
+
+
+def why_not_ahead(limits: Limits) -> str:
+    """Why a session cannot tell whether drafts are right, and what could; empty if it can."""
+    if limits.paging is not None and not limits.paging.shareable:
+        return "the model has recurrent states, which cannot go back behind a draft that was wrong."
+    if min(limits.logits, limits.chunk) < 2:
+        return "this program gives the logits of one token of a sequence at a time. Compile it for device 'cpu'."
+    return ""
+
+
+def _draft_model(draft: CompiledProgram, compiled: CompiledProgram, lookahead: int) -> DraftModel:
+    check_vocabularies(compiled, draft)
+    session = get_device(draft.device).load(draft)
+    try:
+        return DraftModel(session, lookahead)
+    except BaseException:
+        session.close()
+        raise
+
+
+def check_vocabularies(compiled: CompiledProgram, draft: CompiledProgram) -> None:
+    """Refuse a draft model that means other texts by the same tokens."""
+    ours, theirs = compiled.program.model, draft.program.model
+    advice = "Take a draft model of the same family."
+    if theirs.task != "causal-lm":
+        raise OptionError(f"the draft model {draft.folder} computes {theirs.task}; it does not generate text.")
+    if theirs.vocab_size != ours.vocab_size:
+        raise OptionError(
+            f"the draft model {theirs.name} has a vocabulary of {theirs.vocab_size:,} tokens, but {ours.name} has"
+            f" {ours.vocab_size:,}. {advice}"
+        )
+    mine, other = _tokens(compiled), _tokens(draft)
+    if mine is not None and other is not None and mine != other:
+        raise OptionError(f"the tokenizers of the draft model {theirs.name} and of {ours.name} differ. {advice}")
+
+
+def _tokens(compiled: CompiledProgram) -> Mapping[str, Any] | None:
+    """The model of the tokenizer that came with a program, where it can be read."""
+    path = compiled.program.folder / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        return None
+    found: Mapping[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("model")
+    return found
