@@ -6,6 +6,7 @@
 
 prefix   time to the first token of a prompt, and of another that begins with the same 2,048 tokens
 many     short requests through one engine, 32 at a time; the process's resident memory as they go by
+lookup   tokens a second with prompt lookup beside plain decoding, in turns: where text repeats, and where it does not
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import numpy as np
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.demo import DEMO_NAME
 from QEfficient.devices import Session, get_device
+from QEfficient.generation.decoding.prompt_lookup import PromptLookup
 from QEfficient.generation.engine import Engine
+from QEfficient.generation.masks import OneOf
 from QEfficient.generation.request import Request
 from QEfficient.program import CompiledProgram, load_compiled
 from QEfficient.specs import SamplingParams
 
 SHARED, OWN = 2048, 32
 """Tokens of a prompt that others begin with, and those that only it has."""
+ANSWERED = 256
 COMPANY = 32
 REPORTED = 1000
 """Requests between two readings of the memory."""
@@ -56,6 +60,31 @@ def many(compiled: CompiledProgram, arguments: argparse.Namespace) -> Iterator[s
             yield f"{done:6,} requests: {memory / 1e6:.1f} MB, {done / (time.perf_counter() - started):.0f} a second"
         if len(readings) > 2:
             yield f"the last {REPORTED:,} beside the second: {readings[-1] / readings[1]:.4f}"
+
+
+def lookup(compiled: CompiledProgram, arguments: argparse.Namespace) -> Iterator[str]:
+    tokens = _Tokens(compiled)
+    with get_device("cpu").load(compiled) as session:
+        for what, copies in (("an answer that repeats its prompt", True), ("an answer of random tokens", False)):
+            plain, tried, ratios = Engine(session), Engine(session, PromptLookup()), []
+            for _ in range(arguments.rounds + 1):
+                prompt = tokens(ANSWERED)
+                answer = prompt if copies else tokens(ANSWERED)
+                before, found, after = (_speed(engine, prompt, answer) for engine in (plain, tried, plain))
+                ratios.append(2 * found / (before + after))
+            counts, spread = tried.statistics, f"{min(ratios[1:]):.2f} to {max(ratios[1:]):.2f}"
+            yield f"{what}: {statistics.median(ratios[1:]):.2f} of plain ({spread})"
+            yield f"{what}: {counts.accepted:,} of {counts.drafted:,} drafts kept"
+
+
+def _speed(engine: Engine, prompt: list[int], answer: list[int]) -> float:
+    """Tokens a second of an answer that a mask makes to be this one, after its first token."""
+    params = SamplingParams(max_new_tokens=len(answer), ignore_eos=True)
+    request = Request(tuple(prompt), params, mask=OneOf([answer]))
+    engine.generate([request])
+    times = request.timings
+    assert request.generated == answer and times.finished is not None and times.first_token is not None
+    return (len(answer) - 1) / (times.finished - times.first_token)
 
 
 def _stream(session: Session, tokens: _Tokens, count: int) -> Iterator[tuple[int, float]]:
@@ -96,7 +125,8 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-CASES: dict[str, Callable[[CompiledProgram, argparse.Namespace], Iterator[str]]] = {"prefix": prefix, "many": many}
+Measured = Callable[[CompiledProgram, argparse.Namespace], Iterator[str]]
+CASES: dict[str, Measured] = {"prefix": prefix, "many": many, "lookup": lookup}
 
 
 def main() -> None:
