@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from pseudo_terminal import PseudoTerminal
@@ -11,6 +12,8 @@ RECORDED = Path(__file__).parent / "transcripts" / "chat.txt"
 COMMAND = "qefficient chat --device cpu --max-new-tokens 24"
 PROMPT = r"> (?:\x1b\[\?2004h)?$"
 STOPPED = "My name is"
+READING = 1.0
+"""Python shows a prompt a moment before it waits for keys; a Ctrl-C within it is seen with the next key only."""
 
 
 def record(home: Path) -> tuple[int, str]:
@@ -31,6 +34,7 @@ def record(home: Path) -> tuple[int, str]:
         for line in ("/show", "/undo", "/set max_new_tokens 24", "Then he went", "/exti"):
             enter(line)
         terminal.wait_for(PROMPT)
+        time.sleep(READING)
         terminal.type("\x03")
         terminal.wait_for("leaves")
         terminal.wait_for(PROMPT)
