@@ -18,7 +18,8 @@ How it is measured: every engine is a process of its own that stays open and wai
 case is run once by each engine, in an order that turns from round to round. Prompts are random tokens, others in every
 round; tokens are chosen greedily; the two steps after a prompt are not counted. Weights are random, in the shapes of
 real models, so the figures say nothing about quality. Figures are medians over the rounds; ratios are taken within a
-round. `ours-*` is a loop around a session; `ours-*-engine` is the same through the engine that serves requests.
+round. `ours-*` is a loop around a session; `ours-*-engine` is the same, in the same process, through the engine that
+serves requests.
 
 The formats: llama.cpp's Q4_0 has a head in Q6_K, its cache is in f16; openvino-genai's int4 has groups of 128
 everywhere, `head8` keeps the head and the embedding in int8; onnxruntime-genai's int4 has blocks of 32 and a cache in
