@@ -157,7 +157,7 @@ class Preparation:
 
 def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
     """The draft model that the arguments name: compiled already, or made ready as the model is."""
-    from QEfficient.cloud.execute import find_compiled, is_compiled
+    from QEfficient.cloud._compiled import find_compiled, is_compiled
 
     name = arguments.draft_model
     return find_compiled(name) if is_compiled(name) else Preparation(name, arguments, clock).compiled()
