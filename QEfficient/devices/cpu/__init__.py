@@ -1,8 +1,8 @@
 """The CPU, through OpenVINO: the default device of those who have no card.
 
-`options` says what can be asked. `compilation` makes the artifact (`lowering`, `linear`, `compression`) that `opening`
-opens. `packed` runs it, or `slotted_states` where its graph cannot be packed. `restoration` gives its weights back, and
-`stated` says how far from them it computes.
+`options` says what can be asked. `compilation` makes the artifact (`lowering`, `linear`, `experts`, `compression`) that
+`opening` opens. `packed` runs it, or `slotted_states` where its graph cannot be packed. `restoration` gives its weights
+back, and `stated` says how far from them it computes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
-FORMAT = 3
+FORMAT = 4
 """Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
 
 

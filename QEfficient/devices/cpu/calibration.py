@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from QEfficient.devices import Batch, Row
 from QEfficient.devices.cpu.compression import Compression
+from QEfficient.devices.cpu.experts import find_experts
 from QEfficient.devices.cpu.linear import find_linears
 from QEfficient.devices.cpu.opening import MODEL_FILE, ModelFile
 from QEfficient.devices.cpu.options import OWN_TEXT, CpuOptions
@@ -22,8 +23,9 @@ from QEfficient.program import ExportedProgram
 
 SEQUENCES, LENGTH = 8, 128
 """Texts, and tokens of each: what a model writes for its own calibration, or what is read of a file."""
-OPTIONS = CpuOptions(weight_format="bf16", head_format="bf16", kv_cache="bf16")
-"""Of the program that is watched: near enough to the original, at half of its size."""
+OPTIONS = CpuOptions(weight_format="bf16", head_format="bf16", expert_format="int8", kv_cache="bf16")
+"""Of the program that is watched: near enough to the original, at half of its size. Experts have a kernel only where
+they are compressed."""
 
 
 class Calibration:
@@ -51,7 +53,7 @@ def calibrate(program: ExportedProgram, model: ir.Model, text: str, folder: Path
     calibration = Calibration(folder, model)
     model.graph.outputs.extend(calibration.values)
     with WeightFile(folder) as file:
-        Compression(model, file, OPTIONS).run(find_linears(model))
+        Compression(model, file, OPTIONS).run(find_linears(model), find_experts(model))
     ir.save(model, folder / MODEL_FILE)
     request = ModelFile(folder, OPTIONS).compiled().create_infer_request()
     allocate_caches(request, SEQUENCES * -(-LENGTH // BLOCK))

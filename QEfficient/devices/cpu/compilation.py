@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +18,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from QEfficient.devices.cpu.calibration import calibrate
-from QEfficient.devices.cpu.compression import Activations, Compression
+from QEfficient.devices.cpu.compression import BITS, Activations, Compression
+from QEfficient.devices.cpu.experts import Experts, chosen_bytes, expert_bytes, find_experts, most_chosen
 from QEfficient.devices.cpu.float32 import widen
 from QEfficient.devices.cpu.linear import find_linears, linear_bytes
 from QEfficient.devices.cpu.lowering import ATTENTION, DOMAIN, LAST_TOKEN, Lowered, Lowering, is_recurrent, unpackable
@@ -30,6 +31,8 @@ from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
 
 ROLE = "lm"
+GATHERED = 1 << 30
+"""Bytes of experts that the tokens of a run may copy."""
 
 
 def open_graph(program: ExportedProgram) -> ir.Model:
@@ -48,14 +51,14 @@ def _replaceable(function: ir.Function) -> bool:
 def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, folder: Path) -> Mapping[str, Any]:
     """Write the model into `folder`; returns the report."""
     opened = _opened(program, ctx_len)
-    linears = find_linears(opened.model)
-    chosen = options.resolved(linear_bytes(linears))
+    linears, experts = find_linears(opened.model), find_experts(opened.model)
+    chosen = _within_memory(options.resolved(linear_bytes(linears) + expert_bytes(experts)), opened.model, experts)
     chosen.check()
     if chosen.batch_invariant:
         _refuse_slots(program, opened, "cannot be batch_invariant")
     with TemporaryDirectory(dir=folder) as scratch, WeightFile(folder) as file:
         activations = _activations(program, ctx_len, chosen, Path(scratch)) if chosen.calibration else None
-        Compression(opened.model, file, chosen, activations).run(linears)
+        Compression(opened.model, file, chosen, activations).run(linears, experts)
         size = file.size
     opened.model.ir_version = 10
     ir.save(opened.model, folder / MODEL_FILE)
@@ -65,8 +68,18 @@ def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, f
         "paged": len(opened.lowered.paged) if opened.lowered else 0,
         "states": opened.lowered.states if opened.lowered else None,
         "linear_layers": len(linears),
+        "expert_layers": len(experts),
         "weight_bytes": size,
     }
+
+
+def _within_memory(options: CpuOptions, model: ir.Model, experts: Sequence[Experts]) -> CpuOptions:
+    """With fewer tokens in a run where each has copies made of its experts' matrices: uncompressed ones have no kernel
+    of their own."""
+    if options.expert_format in BITS or not experts:
+        return options
+    most = GATHERED // max(chosen_bytes(experts) * most_chosen(model), 1)
+    return replace(options, max_tokens=max(min(options.max_tokens, most), 1))
 
 
 @dataclass(frozen=True)

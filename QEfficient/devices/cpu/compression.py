@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from QEfficient.devices.cpu.calibrated import Feedback
 from QEfficient.devices.cpu.editing import Nodes, remove_unused, replace_output
+from QEfficient.devices.cpu.experts import Experts
 from QEfficient.devices.cpu.linear import Linear
 from QEfficient.devices.cpu.lowering import DOMAIN
 from QEfficient.devices.cpu.options import CpuOptions
@@ -17,6 +18,7 @@ from QEfficient.devices.cpu.quantization import Grid, Rounded, round_rows
 from QEfficient.devices.cpu.weights import FILE, INLINE_LIMIT, WeightFile
 
 COMPRESSED_LINEAR = "CompressedLinear"
+EXPERT_LINEAR = "ExpertLinear"
 BITS = {"int8": 8, "int4": 4}
 STORED = {"f32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "f16": ir.DataType.FLOAT16}
 SLICE = 1 << 22
@@ -37,19 +39,21 @@ class Compression:
         self._activations = activations
         self._done: dict[tuple[str, str], list[ir.Value]] = {}
 
-    def run(self, linears: list[Linear]) -> None:
+    def run(self, linears: Sequence[Linear], experts: Sequence[Experts] = ()) -> None:
         for wanted, together in self._fed_alike(linears):
             if wanted in BITS:
                 self._compress(together, wanted)
             elif wanted != "f32":
                 for linear in together:
                     self._narrow(linear, wanted)
+        for one in experts if self._options.expert_format != "f32" else ():
+            replace_output(one.node, self._product(one, self._options.expert_format))
         remove_unused(self._graph)
         for name in list(self._graph.initializers):
             self._place(self._graph.initializers[name])
         remove_unused(self._graph)
 
-    def _fed_alike(self, linears: list[Linear]) -> list[tuple[str, list[Linear]]]:
+    def _fed_alike(self, linears: Sequence[Linear]) -> list[tuple[str, list[Linear]]]:
         """The layers that share their activations and their format, and that format."""
         found: dict[tuple[str, int], list[Linear]] = {}
         for linear in linears:
@@ -60,7 +64,7 @@ class Compression:
     def _compress(self, together: list[Linear], wanted: str) -> None:
         """One node for all: activations are quantized once, and threads meet once."""
         first = together[0]
-        grid = Grid(BITS[wanted], self._options.group_size, self._options.symmetric)
+        grid = self._grid(wanted)
         weights = [value for linear in together for value in self._packed_once(linear, grid)]
         results = Nodes(self._graph, first.node).several(
             len(together),
@@ -75,18 +79,48 @@ class Compression:
         for linear, result in zip(together, results, strict=True):
             finish(linear, Nodes(self._graph, linear.node), result)
 
-    def _packed_once(self, linear: Linear, grid: Grid) -> list[ir.Value]:
+    def _product(self, experts: Experts, wanted: str) -> ir.Value:
+        """The product with matrices of another format."""
+        build = Nodes(self._graph, experts.node)
+        if wanted not in BITS:
+            return experts.product(build, self._narrow_stack(experts, wanted), is_narrow=True)
+        grid, (count, outputs, inputs) = self._grid(wanted), experts.stack.shape
+        given, choice = experts.activations, experts.choice
+        if choice is None:
+            choice = build.constant(np.arange(count))
+        if experts.matrix_first:
+            given = build("Unsqueeze", build("Squeeze", given, build.constant([-1])), build.constant([-2]))
+        result = build(
+            EXPERT_LINEAR,
+            *(given, choice, *self._packed_once(experts, grid)),
+            domain=DOMAIN,
+            bits=grid.bits,
+            group=grid.group,
+            in_features=inputs,
+            out_features=outputs,
+            experts=count,
+        )
+        if experts.matrix_first:
+            result = build("Unsqueeze", build("Squeeze", result, build.constant([-2])), build.constant([-1]))
+        return result
+
+    def _grid(self, wanted: str) -> Grid:
+        return Grid(BITS[wanted], self._options.group_size, self._options.symmetric)
+
+    def _packed_once(self, linear: Linear | Experts, grid: Grid) -> list[ir.Value]:
         key = (str(linear.weight.name), f"int{grid.bits}")
         if key not in self._done:  # a matrix may serve several layers
             self._done[key] = self._packed(linear, grid)
         return self._done[key]
 
-    def _packed(self, linear: Linear, grid: Grid) -> list[ir.Value]:
+    def _packed(self, linear: Linear | Experts, grid: Grid) -> list[ir.Value]:
         (outputs, inputs), name = linear.shape, str(linear.weight.name)
         scales: list[np.ndarray] = []
         zeros: list[np.ndarray] = []
 
-        round_part = round_rows if self._activations is None else Feedback(self._activations(name)).round_rows
+        # What each expert of its own is fed with is not watched.
+        watched = None if isinstance(linear, Experts) else self._activations
+        round_part = round_rows if watched is None else Feedback(watched(name)).round_rows
 
         def parts() -> Iterator[np.ndarray]:
             step = max(SLICE // inputs // TILE, 1) * TILE
@@ -123,6 +157,17 @@ class Compression:
         wide = build("Cast", self._done[key][0], to=ir.DataType.FLOAT)
         turned = build("Transpose", wide, perm=[1, 0])
         finish(linear, build, build("MatMul", linear.activations, turned))
+
+    def _narrow_stack(self, experts: Experts, wanted: str) -> ir.Value:
+        """The matrices in 16 bits, as the product takes them."""
+        key = (str(experts.weight.name), wanted)
+        if key not in self._done:  # a stack may serve several layers
+            dtype, stack = STORED[wanted], experts.in_order_of_use(experts.stack)
+            parts = (np.ascontiguousarray(matrix[None], np.float32).astype(dtype.numpy()) for matrix in stack)
+            value = self._file.add(".".join(key), dtype, stack.shape, parts)
+            self._graph.register_initializer(value)
+            self._done[key] = [value]
+        return self._done[key][0]
 
     def _place(self, value: ir.Value) -> None:
         """Write what is not a linear layer: embeddings in the form that goes with the weights, the rest in float32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class CpuOptions:
     """Whether 0 is the middle of the 8 or 4 bits (else each group has a zero point)."""
     head_format: str = "auto"
     """Format of the output layer; "auto": that of the other weights."""
+    expert_format: str = "auto"
+    """Format of the experts of mixtures; "auto": that of the other weights."""
     calibration: str = ""
     """Round weights by what layers are fed with: "self" (text that the model writes), or a text file."""
     kv_cache: str = "auto"
@@ -60,6 +62,7 @@ class CpuOptions:
         for name, known in (
             ("weight_format", WEIGHT_FORMATS),
             ("head_format", WEIGHT_FORMATS),
+            ("expert_format", WEIGHT_FORMATS),
             ("kv_cache", CACHE_FORMATS),
             ("linear_kernel", KERNELS),
         ):
@@ -106,7 +109,12 @@ class CpuOptions:
     @property
     def compresses(self) -> bool:
         """Whether any layer has less than 16 bits."""
-        return not {"int8", "int4"}.isdisjoint((self.weight_format, self.head_format))
+        return not {"int8", "int4"}.isdisjoint(self.formats)
+
+    @property
+    def formats(self) -> tuple[str, str, str]:
+        """Of layers, head and experts."""
+        return self.weight_format, self.head_format, self.expert_format
 
     def resolved(self, linear_bytes: int) -> CpuOptions:
         """With everything "auto" decided, for a program with so many bytes of linear weights in float32."""
@@ -114,7 +122,8 @@ class CpuOptions:
         if weights == "auto":
             weights = "int8" if linear_bytes >= COMPRESSED_FROM else "f32"
         head = weights if self.head_format == "auto" else self.head_format
-        if self.batch_invariant and not {weights, head} <= {"int8", "int4"}:
+        experts = weights if self.expert_format == "auto" else self.expert_format
+        if self.batch_invariant and not {weights, head, experts} <= {"int8", "int4"}:
             raise OptionError(f"batch_invariant is for weight_format int8 and int4, not for '{weights}'. {INVARIANCE}")
         cache = self.kv_cache
         if cache == "auto":
@@ -122,8 +131,7 @@ class CpuOptions:
         taken = CACHES_OF.get(weights, CACHES)
         if cache not in taken:
             raise OptionError(f"kv_cache '{cache}' does not go with weight_format '{weights}': {', '.join(taken)} do.")
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return CpuOptions(**{**values, "weight_format": weights, "head_format": head, "kv_cache": cache})
+        return replace(self, weight_format=weights, head_format=head, expert_format=experts, kv_cache=cache)
 
 
 OPTION_TYPES: Mapping[str, type] = {f.name: type(f.default) for f in fields(CpuOptions)}

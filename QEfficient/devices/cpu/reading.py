@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from QEfficient.devices.cpu.compression import COMPRESSED_LINEAR
+from QEfficient.devices.cpu.compression import COMPRESSED_LINEAR, EXPERT_LINEAR
 from QEfficient.devices.cpu.lowering import DOMAIN, PAGED_ATTENTION
 from QEfficient.devices.cpu.packing import unpack, unpack_groups
 
@@ -48,6 +48,7 @@ def read_model(path: Path, native: Path | None) -> Any:
         frontend.add_extension(str(native))
     else:
         frontend.add_extension(ConversionExtension(COMPRESSED_LINEAR, DOMAIN, _compressed_linear))
+        frontend.add_extension(ConversionExtension(EXPERT_LINEAR, DOMAIN, _expert_linear))
     model = frontend.convert(frontend.load(str(path)))
     for parameter in model.get_parameters():
         if "_cache." in parameter.get_friendly_name():
@@ -100,6 +101,33 @@ def _compressed_linear(node: Any) -> list[Any]:
     return results
 
 
+def _expert_linear(node: Any) -> list[Any]:
+    """The matrices of the experts, in 8 bits in memory, of which each place gathers and widens its own."""
+    from openvino import opset13
+
+    names = ("bits", "group", "in_features", "out_features", "experts")
+    bits, group, inputs, outputs, experts = (node.get_attribute(name) for name in names)
+    groups = -(-inputs // group)
+    packed, scales, *zeros = (node.get_input(i).get_node().data for i in range(2, node.get_input_size()))
+    choice, grid = node.get_input(1), [experts, outputs, groups, 1]
+
+    def chosen(stack: np.ndarray) -> Any:
+        gathered = opset13.gather(opset13.constant(np.ascontiguousarray(stack)), choice, np.int64(0))
+        return opset13.convert(gathered, "f32")
+
+    levels = chosen(unpack(packed, bits, group, experts * outputs, groups * group).reshape(*grid[:-1], group))
+    zero = chosen(unpack_groups(zeros[0], experts * outputs).reshape(grid)) if zeros else np.float32(1 << (bits - 1))
+    centred = opset13.subtract(levels, zero)
+    wide = opset13.multiply(centred, chosen(unpack_groups(scales, experts * outputs).reshape(grid)))
+    rows = opset13.reshape(wide, np.array([0] * _rank(choice) + [outputs, groups * group]), True)
+    return [opset13.matmul(_padded(node.get_input(0), groups * group - inputs), rows, False, True).output(0)]
+
+
+def _rank(value: Any) -> int:
+    rank: int = value.get_partial_shape().rank.get_length()
+    return rank
+
+
 def _rows_of(levels: np.ndarray, zero: np.ndarray, scales: np.ndarray, bits: int) -> Any:
     """The matrix `[out, in]` in half precision, of levels `[out, groups, group]`."""
     import openvino
@@ -131,7 +159,7 @@ def _padded(value: Any, count: int) -> Any:
 
     if not count:
         return value
-    rank = value.get_partial_shape().rank.get_length()
+    rank = _rank(value)
     ends = np.array([0] * (rank - 1) + [count])
     return opset13.pad(value, np.zeros(rank, np.int64), ends, "constant", opset13.constant(np.float32(0)))
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from QEfficient.devices.cpu.compilation import ROLE, open_graph
 from QEfficient.devices.cpu.compression import BITS, SLICE, Compression, finish, looks_up_rows
-from QEfficient.devices.cpu.editing import Nodes, remove_unused
+from QEfficient.devices.cpu.editing import Nodes, remove_unused, replace_output
+from QEfficient.devices.cpu.experts import Experts, find_experts
 from QEfficient.devices.cpu.linear import Linear, find_linears
 from QEfficient.devices.cpu.opening import MODEL_FILE
 from QEfficient.devices.cpu.options import CpuOptions
@@ -24,14 +25,14 @@ from QEfficient.devices.cpu.weights import WeightFile
 from QEfficient.errors import ArtifactError
 from QEfficient.program import CompiledProgram, ExportedProgram, Graph, GraphSpec, TensorSpec
 
-FLOAT32 = CpuOptions(weight_format="f32", head_format="f32")
+FLOAT32 = CpuOptions(weight_format="f32", head_format="f32", expert_format="f32")
 HALVES = ("float16", "bfloat16")
 
 
 def restore_program(compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
     """Write the program with the stored weights into `folder`; None if these are the exported ones, in float32."""
     program, options = compiled.program, CpuOptions(**compiled.report["options"])
-    if {options.weight_format, options.head_format} == {"f32"} and program.dtype == "float32":
+    if set(options.formats) == {"f32"} and program.dtype == "float32":
         return None
     model = open_graph(program)
     _check_layers(model, compiled)
@@ -55,6 +56,8 @@ class Restoration:
             wanted = self._options.head_format if linear.is_head else self._options.weight_format
             if wanted != "f32":
                 self._restore_linear(linear, wanted)
+        for experts in find_experts(self._model) if self._options.expert_format != "f32" else ():
+            self._restore_experts(experts, self._options.expert_format)
         remove_unused(self._graph)
         for value in list(self._graph.initializers.values()):
             self._restore_table(value)
@@ -69,13 +72,27 @@ class Restoration:
         turned = build("Transpose", self._done[key], perm=[1, 0])
         finish(linear, build, build("MatMul", linear.activations, turned))
 
-    def _packed_rows(self, linear: Linear, wanted: str) -> Iterator[np.ndarray]:
+    def _restore_experts(self, experts: Experts, wanted: str) -> None:
+        key, stack = (str(experts.weight.name), wanted), experts.in_order_of_use(experts.stack)
+        if key not in self._done:
+            parts = self._packed_matrices(experts, wanted) if wanted in BITS else self._wide_rows(".".join(key))
+            self._done[key] = self._add(f"{key[0]}.{wanted}", stack.shape, parts)
+        replace_output(experts.node, experts.product(Nodes(self._graph, experts.node), self._done[key]))
+
+    def _packed_matrices(self, experts: Experts, wanted: str) -> Iterator[np.ndarray]:
+        """One by one, as the product takes them."""
+        outputs = experts.stack.shape[1]
+        for matrix in self._packed_rows(experts, wanted, outputs // TILE):
+            yield np.ascontiguousarray(experts.in_order_of_use(matrix[None]))
+
+    def _packed_rows(self, linear: Linear | Experts, wanted: str, tiles: int = 0) -> Iterator[np.ndarray]:
+        """Rows in float32, those of so many tiles at a time."""
         (outputs, inputs), name = linear.shape, str(linear.weight.name)
         grid = Grid(BITS[wanted], self._options.group_size, self._options.symmetric)
         scales = self._read(f"{name}.scale{grid.bits}")
         zeros = None if grid.symmetric else self._read(f"{name}.zero{grid.bits}")
         packed = self._read(f"{name}.q{grid.bits}").reshape(len(scales), -1)
-        step = max(SLICE // inputs // TILE, 1)
+        step = tiles or max(SLICE // inputs // TILE, 1)
         for tile in range(0, len(scales), step):
             part, count = slice(tile, tile + step), min(step * TILE, outputs - tile * TILE)
             values = unpack(packed[part], grid.bits, grid.group, count, inputs)
@@ -83,10 +100,10 @@ class Restoration:
             yield restore(Rounded(values, unpack_groups(scales[part], count), points), grid)
 
     def _wide_rows(self, name: str, scale: str | None = None) -> Iterator[np.ndarray]:
-        """Rows of 16 bits, or of 8 with a scale for each."""
+        """Rows (or matrices) of 16 bits, or of 8 with a scale for each."""
         rows = self._read(name)
         scales = None if scale is None else self._read(scale)
-        step = max(SLICE // rows.shape[1], 1)
+        step = max(SLICE // rows[0].size, 1)
         for start in range(0, len(rows), step):
             part = np.asarray(rows[start : start + step]).astype(np.float32)
             yield part if scales is None else part * scales[start : start + step]
@@ -122,9 +139,10 @@ class Restoration:
 
 def _check_layers(model: ir.Model, compiled: CompiledProgram) -> None:
     """Refuse a graph in which compilation found other layers: some would keep the exported weights."""
-    found, wanted = len(find_linears(model)), compiled.report["linear_layers"]
-    if found != wanted:
-        raise ArtifactError(f"{compiled.folder} has {wanted} linear layers, the program {found}.")
+    for what, found in (("linear_layers", len(find_linears(model))), ("expert_layers", len(find_experts(model)))):
+        wanted = compiled.report[what]
+        if found != wanted:
+            raise ArtifactError(f"{compiled.folder} has {wanted} {what.replace('_', ' ')}, the program {found}.")
 
 
 def _widened(graph: GraphSpec) -> GraphSpec:

@@ -37,7 +37,7 @@ OUTLIERS = 0.25
 def accuracy_of(compiled: CompiledProgram) -> Accuracy:
     """What is stated for a compiled program."""
     options = CpuOptions(**compiled.report["options"])
-    computing = max(COMPUTING[options.weight_format], COMPUTING[options.head_format])
+    computing = max(COMPUTING[wanted] for wanted in options.formats)
     largest, typical = (a + b for a, b in zip(computing, CACHE[options.kv_cache], strict=True))
     turns = largest > FLOAT32_ERROR and _chooses(ir.load(compiled.folder / MODEL_FILE))
     return Accuracy(round(largest, 6), round(typical, 6), OUTLIERS if turns else 0.0)

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "experts.hpp"
 #include "linear.hpp"
 
 namespace {
@@ -73,6 +74,40 @@ bool check(std::size_t bits, std::size_t group, std::size_t inputs, std::size_t 
     return right;
 }
 
+// Each row that chose its matrix is as if it were alone.
+bool check_chosen(std::size_t matrices, std::size_t rows, std::size_t places) {
+    std::mt19937 random(2);
+    constexpr std::size_t inputs = 100, channels = 33;
+    const Weights numbers = {nullptr, nullptr, nullptr, 4, 64, inputs, channels};
+    qefficient::Stack stack = {numbers, matrices};
+    const std::size_t groups = matrices * numbers.tiles() * numbers.groups() * qefficient::tile_width;
+    Exact<std::uint8_t> values(matrices * numbers.bytes()), zeros(groups);
+    Exact<std::uint16_t> scales(groups);
+    Exact<float> x(places * inputs), y(rows * channels), alone(channels);
+    for (std::size_t i = 0; i < values.size; ++i) values.data[i] = static_cast<std::uint8_t>(random());
+    for (std::size_t i = 0; i < groups; ++i) zeros.data[i] = static_cast<std::uint8_t>(random());
+    for (std::size_t i = 0; i < groups; ++i) scales.data[i] = static_cast<std::uint16_t>(random() & 0xbbff);
+    for (std::size_t i = 0; i < x.size; ++i) x.data[i] = std::normal_distribution<float>()(random);
+    stack.first.values = values.data.get();
+    stack.first.scales = scales.data.get();
+    stack.first.zeros = zeros.data.get();
+    Exact<qefficient::Choice> choices(rows);
+    for (std::size_t i = 0; i < rows; ++i) choices.data[i] = {random() % places, random() % matrices};
+    for (const Parallel& parallel : {qefficient::serial, Parallel{share, 3}}) {
+        qefficient::multiply_chosen(stack, choices.data.get(), rows, x.data.get(), y.data.get(), parallel);
+        for (std::size_t row = 0; row < rows; ++row) {
+            const auto& [input, matrix] = choices.data[row];
+            const qefficient::Product product = {stack.at(matrix), alone.data.get()};
+            qefficient::multiply(&product, 1, x.data.get() + input * inputs, 1, qefficient::serial);
+            if (std::memcmp(alone.data.get(), y.data.get() + row * channels, channels * sizeof(float)) != 0) {
+                std::printf("row %zu of %zu that chose among %zu matrices differs\n", row, rows, matrices);
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 int main() {
@@ -84,6 +119,9 @@ int main() {
                     right &= check(bits, group, inputs, channels, rows, rows % 2 == 0);
     right &= check(4, 128, 8200, 40, 150, true);
     right &= check(8, 32, 600, 1000, 30, false);
+    qefficient::choose_path("best");
+    for (const std::size_t matrices : {1, 5, 64})
+        for (const std::size_t rows : {1, 2, 8, 90}) right &= check_chosen(matrices, rows, rows / 2 + 1);
     std::puts(right ? "all paths agree" : "wrong");
     return right ? 0 : 1;
 }

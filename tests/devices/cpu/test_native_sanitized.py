@@ -11,7 +11,7 @@ import pytest
 from QEfficient.devices.cpu.native import FOLDER
 
 COMPILER = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-KERNELS = ("linear", "path_avx512", "path_avx2", "path_portable")
+KERNELS = ("linear", "experts", "path_avx512", "path_avx2", "path_portable")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 

@@ -28,8 +28,6 @@ private:
     Weights numbers(std::size_t layer) const;
     std::size_t layers() const { return out_features_.size(); }
     std::size_t inputs_per_layer() const { return (get_input_size() - 1) / layers(); }
-    void check_layer(std::size_t layer);
-    void check_input(std::size_t input, ov::element::Type type, std::size_t elements) const;
 
     std::int64_t bits_ = 0, group_ = 0, in_features_ = 0;
     std::vector<std::int64_t> out_features_;
