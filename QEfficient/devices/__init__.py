@@ -231,6 +231,11 @@ class Device(ABC):
         `folder`; None where it holds those of the exported program."""
         return None
 
+    def exactly(self, compiled: CompiledProgram) -> CompiledProgram | None:
+        """The same compiled form to be opened with as little rounding beside its weights as this device can do; None
+        where `compiled` is that already."""
+        return None
+
     def accuracy(self, compiled: CompiledProgram) -> Accuracy:
         """How far from what `stored_program` gives on the reference device this one computes, at most."""
         return Accuracy()

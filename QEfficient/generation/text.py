@@ -21,6 +21,9 @@ LONGEST_WAIT = 3
 
 GREEDY = SamplingParams()
 
+MaskMaker = Callable[[], TokenMask]
+"""Makes the mask of one answer."""
+
 
 class Tokenizer(Protocol):
     """What is used of transformers' tokenizers."""
@@ -217,7 +220,7 @@ class TextGenerator:
         ids: Sequence[int],
         params: SamplingParams = GREEDY,
         priority: int = 0,
-        mask: Callable[[], TokenMask] | None = None,
+        mask: MaskMaker | None = None,
     ) -> list[Request]:
         """A request for each of the `n` answers that `params` wants; `mask` makes one for each of them."""
         answers: list[Request] = []
@@ -250,13 +253,15 @@ class TextGenerator:
         """Run one prompt, yielding its text in pieces; closing the iterator cancels what is left."""
         return self.stream_ids(self.encode(prompt), params)
 
-    def stream_ids(self, ids: Sequence[int], params: SamplingParams = GREEDY) -> Iterator[str]:
+    def stream_ids(
+        self, ids: Sequence[int], params: SamplingParams = GREEDY, mask: MaskMaker | None = None
+    ) -> Iterator[str]:
         """As `stream_text`, from tokens. What cannot run is refused at once, not with the first piece."""
         if params.n != 1:
             raise OptionError(f"an iterator of text follows one answer, but n is {params.n}. Leave it out.")
         if isinstance(self._tokenizer, TokensOnly):
             raise OptionError("the model came without a tokenizer, so there is no text to stream: pass tokenizer=.")
-        (request,) = self.requests(ids, params)
+        (request,) = self.requests(ids, params, mask=mask)
         self._engine.scheduler.check(request)
         return (event.text for event in self.stream([request]) if event.text)
 
@@ -267,14 +272,20 @@ class TextGenerator:
         return self.generate_ids([self.encode(prompt) for prompt in prompts], params, streamer)
 
     def generate_ids(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams = GREEDY, streamer: Streamer | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams = GREEDY,
+        streamer: Streamer | None = None,
+        mask: MaskMaker | None = None,
     ) -> list[RequestOutput]:
         """As `generate_texts`, from tokens. A streamer follows one prompt."""
         if streamer is not None and len(prompts) != 1:
             raise OptionError(f"a streamer follows one prompt, but {len(prompts)} were given. Leave it out.")
         if streamer is not None and params.n != 1:
             raise OptionError(f"a streamer follows one answer, but n is {params.n}. Leave it out.")
-        writers = {request: self.writer(request) for ids in prompts for request in self.requests(ids, params)}
+        writers = {
+            request: self.writer(request) for ids in prompts for request in self.requests(ids, params, mask=mask)
+        }
         if streamer is None:
             for _ in self._stream(writers):
                 pass

@@ -2,7 +2,7 @@
 
 Where a device keeps other weights (compressed ones), nobody but the reference device with these very weights can say
 what is right: then the program as exported is compared with Hugging Face on the reference device, and the device's with
-the reference device.
+the reference device: once as it is, and once with nothing rounded beside those weights, where they must agree closely.
 
 1. open       the model, or the artifact and the model that it was made from
 2. compile    the program, or take that of the artifact
@@ -56,6 +56,7 @@ TEXTS = (
     "She opened the letter, read it twice, and then put it back on the table without a word. What it said was that",
 )
 MODULE = "the transformed module"
+EXACTLY = "nothing else rounded"
 EXPORTED = f"program on {ReferenceDevice.name}"
 CHEAP_PARAMETERS = 100_000_000
 """Up to this size the caches of the stages before are tortured too, besides the device's."""
@@ -158,12 +159,17 @@ class Ladder:
         return self._compiled.program.graphs["lm"].spec
 
     def stages(self) -> list[Stage]:
-        module, last = Stage(MODULE, self._open_module, self._truth), partial(Stage, self._program_stage)
-        if self._stored is None:
-            return [module, last(self._open_program, self._truth.allowing(self._device.accuracy(self._compiled)))]
-        exported = Stage(EXPORTED, self._open_exported, self._truth)
-        is_readable = self._compiled.program.dtype != "bfloat16"  # for the reference device
-        return [module, *([exported] if is_readable else []), last(self._open_program, self._stored)]
+        stages = [Stage(MODULE, self._open_module, self._truth)]
+        if self._stored is not None and self._compiled.program.dtype != "bfloat16":  # which it cannot read
+            stages.append(Stage(EXPORTED, self._open_exported, self._truth))
+        exact = self._device.exactly(self._compiled)
+        if exact is not None:
+            stages.append(self._program(f"{self._program_stage} ({EXACTLY})", exact))
+        return [*stages, self._program(self._program_stage, self._compiled)]
+
+    def _program(self, name: str, compiled: CompiledProgram) -> Stage:
+        truth = (self._stored or self._truth).allowing(self._device.accuracy(compiled))
+        return Stage(name, partial(self._open_program, compiled), truth)
 
     def _open_module(self, poison: bool = False, states: Mapping[str, np.ndarray] | None = None) -> ModuleSession:
         return ModuleSession(self.retained, self._graph, self._compiled.spec, poison, states)
@@ -171,10 +177,10 @@ class Ladder:
     def _open_twin(self, states: Mapping[str, np.ndarray]) -> ModuleSession:
         return self._open_module(states=states)
 
-    def _open_program(self, poison: bool = False) -> Session | None:
+    def _open_program(self, compiled: CompiledProgram, poison: bool = False) -> Session | None:
         if isinstance(self._device, ReferenceDevice):
             return self._open_exported(poison)
-        return None if poison else self._device.load(self._compiled)
+        return None if poison else self._device.load(compiled)
 
     def _open_exported(self, poison: bool = False) -> Session:
         return ReferenceDevice(poison).load(replace(self._compiled, device=ReferenceDevice.name))
@@ -186,7 +192,8 @@ class Ladder:
             progress(f"compare {stage.name}")
             results += self._compared(stage)
         if self._stored is not None:
-            results += self._compared(Stage(self._program_stage, self._open_program, self._truth), is_judged=False)
+            last = replace(self._program(self._program_stage, self._compiled), truth=self._truth)
+            results += self._compared(last, is_judged=False)
         for stage in self.stages():
             if stage.name == self._program_stage or self._model.num_parameters() <= CHEAP_PARAMETERS:
                 progress(f"torture {stage.name}")
@@ -240,7 +247,7 @@ class Ladder:
             return ""
         stage = next(stage for stage in self.stages() if any(r.stage == stage.name for r in failed))
         mine = [r for r in failed if r.stage == stage.name]
-        if stage.truth is self._stored:
+        if stage.truth.name == STORED:
             return f"{stage.name} parts from {STORED}: {mine[0].describe()}"
         other = "Hugging Face" if stage.name == MODULE else MODULE
         for tokens, singly in self._suspects(mine):

@@ -134,7 +134,8 @@ def _checked(model_type: str, device: str, options: Mapping[str, Any]) -> Outcom
             compiled = _compiled(model, asked, Path(folder))
             states, note = _states(compiled)
             outcome = replace(outcome, states=states, reason=note)
-            found[way] = _compared(compiled, hugging_face(model, expected, TOLERANCE))
+            for form, comparisons in _compared(compiled, hugging_face(model, expected, TOLERANCE)).items():
+                found[way + form] = comparisons
     return _judged(outcome, found, expected)
 
 
@@ -144,13 +145,21 @@ def _compiled(model: Any, geometry: Mapping[str, Any], folder: Path) -> Compiled
     return load_compiled(wrapped.compile(compile_dir=folder / "compiled", **geometry, **GEOMETRY))
 
 
-def _compared(compiled: CompiledProgram, eager: Truth) -> list[Comparison]:
+def _compared(compiled: CompiledProgram, eager: Truth) -> dict[str, list[Comparison]]:
+    """The prompts, in each form in which the program is held against something."""
     slots = compiled.spec.continuous_batching
     device = ReferenceDevice(poison=slots) if compiled.device == JUDGE else get_device(compiled.device)
-    with stored_weights(device, compiled, eager.expected) as stored, device.load(compiled) as session:
-        truth = stored or eager.allowing(device.accuracy(compiled))
-        logits = forced_logits(session, truth.expected)
-    return [truth.compare(e.logits, found) for e, found in zip(truth.expected, logits, strict=True)]
+    exact = device.exactly(compiled)
+    with stored_weights(device, compiled, eager.expected) as stored:
+        found = {}
+        for name, form in {"": compiled, " (nothing else rounded)": exact}.items():
+            if form is None:
+                continue
+            truth = (stored or eager).allowing(device.accuracy(form))
+            with device.load(form) as session:
+                logits = forced_logits(session, truth.expected)
+            found[name] = [truth.compare(e.logits, own) for e, own in zip(truth.expected, logits, strict=True)]
+    return found
 
 
 def _states(compiled: CompiledProgram) -> tuple[str, str]:

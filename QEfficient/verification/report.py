@@ -140,11 +140,9 @@ class Report:
             failed = f"{len(self.failures)} of {self.judged} comparisons failed"
             return f"{self.model} on {self.device}: {failed}. {self.parting}"
         passed = f"{self.model} on {self.device}: all {self.judged} comparisons passed in {self.seconds:.1f} s"
-        held = {
-            (r.stage, r.against, r.allowed) for r in self.results if r.allowed and r.allowed.largest > self.tolerance
-        }
-        clauses = [f"{stage} is as {against}, {_bounds(allowed)}" for stage, against, allowed in held]
-        return ": ".join([passed, *clauses]) + "."
+        far = [r for r in self.results if r.allowed and r.allowed.largest > self.tolerance]
+        clauses = dict.fromkeys(f"{r.stage} is as {r.against}, {_bounds(r.allowed)}" for r in far if r.allowed)
+        return ": ".join(filter(None, (passed, "; ".join(clauses)))) + "."
 
 
 Row = TypeVar("Row", StageResult, Check)

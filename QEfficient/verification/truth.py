@@ -61,13 +61,12 @@ def hugging_face(model: Any, expected: Sequence[Expected], tolerance: float) -> 
 
 @contextmanager
 def stored_weights(device: Device, compiled: CompiledProgram, expected: Sequence[Expected]) -> Iterator[Truth | None]:
-    """What the reference device makes of the prompts of `expected` with the weights that the compiled form holds, up to
-    the error that its device states; None where these are the exported weights."""
+    """What the reference device makes of the prompts of `expected` with the weights that the compiled form holds; None
+    where these are the exported weights."""
     with TemporaryDirectory(prefix="qefficient-") as folder:
         program = device.stored_program(compiled, Path(folder))
         if program is None:
             yield None
             return
         with ReferenceDevice().load(replace(compiled, device=ReferenceDevice.name, program=program)) as session:
-            truth = Truth(STORED, greedy(session, expected), lambda tokens, at: logits_at(session, tokens, at))
-            yield truth.allowing(device.accuracy(compiled))
+            yield Truth(STORED, greedy(session, expected), lambda tokens, at: logits_at(session, tokens, at))

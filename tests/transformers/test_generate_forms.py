@@ -13,6 +13,7 @@ from small_models import chat_tokenizer, small_llama, word_tokenizer
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.errors import OptionError, PromptError
+from QEfficient.generation.masks import OneOf
 
 COUNT = 8
 TEXT = "what are you called"
@@ -200,3 +201,22 @@ def test_the_turns_before_are_not_computed_again(folder: Path) -> None:
     messages += [{"role": "assistant", "content": first.text}, *MESSAGES]
     ((second,),) = model.generate(messages, generation_len=COUNT).outputs
     assert (first.cached_tokens, second.cached_tokens) == (0, 32)
+
+
+# Masks
+
+
+def test_a_mask_for_each_answer(model: Any, tokenizer: Any) -> None:
+    """Whatever the model would say, it says one of these."""
+    choices = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("what you are", "you called")]
+    made: list[OneOf] = []
+
+    def mask() -> OneOf:
+        made.append(OneOf(choices))
+        return made[-1]
+
+    info = model.generate(prompts=[TEXT, TEXT + TEXT], generation_len=COUNT, mask=mask)
+    assert len(made) == 2
+    assert {texts[0].strip() for texts in info.generated_texts} <= {"what you are", "you called"}
+    pieces = "".join(model.generate(TEXT, generation_len=COUNT, stream=True, mask=mask))
+    assert pieces.strip() == info.generated_texts[0][0].strip()

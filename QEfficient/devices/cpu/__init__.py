@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from QEfficient.devices import Accuracy, Device, Session
-from QEfficient.devices.cpu.options import OPTION_TYPES, read_options
+from QEfficient.devices.cpu.options import OPTION_TYPES, CpuOptions, read_options
 from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
@@ -62,6 +63,12 @@ class CpuDevice(Device):
         from QEfficient.devices.cpu.restoration import restore_program
 
         return restore_program(compiled, folder)
+
+    def exactly(self, compiled: CompiledProgram) -> CompiledProgram | None:
+        options = CpuOptions(**compiled.report["options"])
+        if options == options.exact:
+            return None
+        return replace(compiled, report={**compiled.report, "options": asdict(options.exact)})
 
     def accuracy(self, compiled: CompiledProgram) -> Accuracy:
         from QEfficient.devices.cpu.stated import accuracy_of

@@ -23,7 +23,7 @@ from QEfficient.program import ExportedProgram
 
 SEQUENCES, LENGTH = 8, 128
 """Texts, and tokens of each: what a model writes for its own calibration, or what is read of a file."""
-OPTIONS = CpuOptions(weight_format="bf16", head_format="bf16", expert_format="int8", kv_cache="bf16")
+OPTIONS = CpuOptions("bf16", head_format="bf16", expert_format="int8", compute_in="bf16", kv_cache="bf16")
 """Of the program that is watched: near enough to the original, at half of its size. Experts have a kernel only where
 they are compressed."""
 

@@ -50,7 +50,7 @@ def _replaceable(function: ir.Function) -> bool:
 
 def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, folder: Path) -> Mapping[str, Any]:
     """Write the model into `folder`; returns the report."""
-    opened = _opened(program, ctx_len)
+    opened = _opened(program, ctx_len, options)
     linears, experts = find_linears(opened.model), find_experts(opened.model)
     chosen = _within_memory(options.resolved(linear_bytes(linears) + expert_bytes(experts)), opened.model, experts)
     chosen.check()
@@ -100,10 +100,11 @@ class _Opened:
         return f"blocks and slots: {reason}" if is_mixed else f"slots: {reason}"
 
 
-def _opened(program: ExportedProgram, ctx_len: int) -> _Opened:
+def _opened(program: ExportedProgram, ctx_len: int, options: CpuOptions) -> _Opened:
     model, spec = open_graph(program), program.graphs[ROLE].spec
     reason = unpackable(model, spec)
-    lowered = Lowering(model, spec, ctx_len).run() if reason is None else None
+    may_be_narrow = options.kv_cache in ("auto", "u8")
+    lowered = Lowering(model, spec, ctx_len, widen_values=may_be_narrow).run() if reason is None else None
     common.InlinePass()(model)
     model.functions.clear()
     keep_reduced_axes(model)
@@ -118,6 +119,6 @@ def _refuse_slots(program: ExportedProgram, opened: _Opened, what: str) -> None:
 
 
 def _activations(program: ExportedProgram, ctx_len: int, options: CpuOptions, scratch: Path) -> Activations:
-    opened = _opened(program, ctx_len)
+    opened = _opened(program, ctx_len, options)
     _refuse_slots(program, opened, "cannot be calibrated")
     return calibrate(program, opened.model, options.calibration, scratch).activations

@@ -48,6 +48,8 @@ class PagedLayer:
     kv_heads: int
     key_size: int
     value_size: int
+    given_size: int
+    """Of the model's values, which may be padded."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def unpackable(model: ir.Model, graph: GraphSpec) -> str | None:
 class Lowering:
     """One pass over a graph. The model is changed in place."""
 
-    def __init__(self, model: ir.Model, graph: GraphSpec, ctx_len: int) -> None:
+    def __init__(self, model: ir.Model, graph: GraphSpec, ctx_len: int, widen_values: bool = False) -> None:
+        """`widen_values`: pad values that are smaller than their keys. An 8-bit cache of OpenVINO 2026.4 mixes them
+        up."""
+        self._widens = widen_values
         self._graph = model.graph
         self._spec = graph
         self._bodies = {(f.domain, f.name): f for f in model.functions.values() if is_recurrent(f)}
@@ -155,6 +160,10 @@ class Lowering:
         sequences = [self._inputs[name] for name in SEQUENCES]
         sinks = [node.inputs[-1]] if "Sinks" in node.op_type else []
         build = Nodes(self._graph, node)
+        if layer.value_size > layer.given_size:
+            value = build(
+                "Pad", value, build.constant([0, layer.value_size - layer.given_size]), None, build.constant([-1])
+            )
         flat = [build.merge_heads(x) for x in (query, key, value)]
         attributes = {
             "scale": node.attributes["scale"].as_float(),
@@ -164,16 +173,20 @@ class Lowering:
             "value_size": layer.value_size,
         }
         mixed = build(PAGED_ATTENTION, *flat, *caches, *sequences, *sinks, domain=DOMAIN, **attributes)
-        replace_output(node, build.split_heads(mixed, layer.value_size))
+        split = build.split_heads(mixed, layer.value_size)
+        if layer.value_size > layer.given_size:
+            split = build("Slice", split, *(build.constant([number]) for number in (0, layer.given_size, -1)))
+        replace_output(node, split)
 
     def _layer(self, key: StateSpec, value: StateSpec) -> PagedLayer:
         name = key.input.name
         if name in self._layers:  # layers that share their keys and values write the same ones again
             return self._layers[name]
         _, heads, _, key_size = key.input.resolve(self._symbols)
-        value_size = value.input.resolve(self._symbols)[-1]
+        given_size = value.input.resolve(self._symbols)[-1]
+        value_size = max(given_size, key_size) if self._widens else given_size
         number = len(self._layers)
-        layer = PagedLayer(f"key_cache.{number}", f"value_cache.{number}", heads, key_size, value_size)
+        layer = PagedLayer(f"key_cache.{number}", f"value_cache.{number}", heads, key_size, value_size, given_size)
         for cache in (layer.key_cache, layer.value_cache):
             self._input(cache, ir.DataType.FLOAT, [f"{cache}_{axis}" for axis in range(4)])
         self._layers[name] = layer

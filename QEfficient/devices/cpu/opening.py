@@ -21,8 +21,6 @@ from QEfficient.errors import ArtifactError, DeviceError
 logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
-COMPUTED_IN = {"bf16": "bf16", "f16": "f16"}
-"""Weight format → what everything is computed in; float32 for the others."""
 
 
 class ModelFile:
@@ -81,6 +79,11 @@ class ModelFile:
             raise DeviceError(f"OpenVINO {openvino.__version__} cannot open {self._path}: {error}") from error
 
 
+def runs_natively(options: CpuOptions) -> bool:
+    """Whether our kernel computes a program's compressed layers here."""
+    return options.compresses and options.linear_kernel != "openvino" and library_path() is not None
+
+
 def _native_library(wanted: str) -> Path | None:
     """The library with our kernel, unless OpenVINO's own is wanted or must do."""
     if wanted == "openvino":
@@ -111,7 +114,7 @@ def settings(options: CpuOptions) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": thread_count(options),
         "ENABLE_HYPER_THREADING": options.hyper_threading or thread_count(options) > count_cores(allowed()),
         "ENABLE_CPU_PINNING": options.pin_threads,
-        "INFERENCE_PRECISION_HINT": COMPUTED_IN.get(options.weight_format, "f32"),
+        "INFERENCE_PRECISION_HINT": options.compute_in,
         "KV_CACHE_PRECISION": options.kv_cache,
     }
 

@@ -13,8 +13,9 @@ from QEfficient.errors import OptionError, did_you_mean
 WEIGHT_FORMATS = ("auto", "f32", "bf16", "f16", "int8", "int4")
 CACHE_FORMATS = ("auto", "f32", "bf16", "f16", "u8")
 CACHES = ("f32", "f16", "u8")
-CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "u8")}
+CACHES_OF = {"bf16": ("bf16", "u8"), "f16": ("f16", "u8"), "f32": CACHES}
 """What attention takes, by what it computes in."""
+COMPUTED_IN = ("auto", *CACHES_OF)
 KERNELS = ("auto", "native", "openvino")
 OWN_TEXT = "self"
 GROUP_SIZES = (32, 64, 128)
@@ -38,6 +39,8 @@ class CpuOptions:
     """Format of the experts of mixtures; "auto": that of the other weights."""
     calibration: str = ""
     """Round weights by what layers are fed with: "self" (text that the model writes), or a text file."""
+    compute_in: str = "auto"
+    """What is not in 8 or 4 bits; "auto": 16 bits with 16-bit weights, else float32."""
     kv_cache: str = "auto"
     kv_cache_tokens: int = 0
     """Tokens that the blocks hold, for all sequences together; 0: slots x ctx_len."""
@@ -63,6 +66,7 @@ class CpuOptions:
             ("weight_format", WEIGHT_FORMATS),
             ("head_format", WEIGHT_FORMATS),
             ("expert_format", WEIGHT_FORMATS),
+            ("compute_in", COMPUTED_IN),
             ("kv_cache", CACHE_FORMATS),
             ("linear_kernel", KERNELS),
         ):
@@ -112,6 +116,11 @@ class CpuOptions:
         return not {"int8", "int4"}.isdisjoint(self.formats)
 
     @property
+    def exact(self) -> CpuOptions:
+        """The same weights, with as little rounding beside them as there can be."""
+        return replace(self, compute_in="f32", kv_cache="f32")
+
+    @property
     def formats(self) -> tuple[str, str, str]:
         """Of layers, head and experts."""
         return self.weight_format, self.head_format, self.expert_format
@@ -125,13 +134,16 @@ class CpuOptions:
         experts = weights if self.expert_format == "auto" else self.expert_format
         if self.batch_invariant and not {weights, head, experts} <= {"int8", "int4"}:
             raise OptionError(f"batch_invariant is for weight_format int8 and int4, not for '{weights}'. {INVARIANCE}")
-        cache = self.kv_cache
+        computing, cache = self.compute_in, self.kv_cache
+        if computing == "auto":
+            computing = weights if weights in ("bf16", "f16") else "f32"
         if cache == "auto":
             cache = "f32" if weights == "f32" else "f16" if self.batch_invariant else "u8"
-        taken = CACHES_OF.get(weights, CACHES)
+        taken = CACHES_OF[computing]
         if cache not in taken:
-            raise OptionError(f"kv_cache '{cache}' does not go with weight_format '{weights}': {', '.join(taken)} do.")
-        return replace(self, weight_format=weights, head_format=head, expert_format=experts, kv_cache=cache)
+            raise OptionError(f"kv_cache '{cache}' does not go with computing in {computing}: {', '.join(taken)} do.")
+        formats = {"weight_format": weights, "head_format": head, "expert_format": experts}
+        return replace(self, **formats, compute_in=computing, kv_cache=cache)  # type: ignore[arg-type]
 
 
 OPTION_TYPES: Mapping[str, type] = {f.name: type(f.default) for f in fields(CpuOptions)}

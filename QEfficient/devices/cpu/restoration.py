@@ -1,6 +1,7 @@
 """The weights that an artifact holds, back in float32 in the exported graph: a program that the reference device runs.
 
-Matrices are read from the bytes that the kernels read, so what still differs is how this device computes.
+Matrices are read from the bytes that the kernels read, and where the native kernel runs them, activations are rounded
+as it rounds them. So what still differs is how this device computes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from QEfficient.devices.cpu.compression import BITS, SLICE, Compression, finish,
 from QEfficient.devices.cpu.editing import Nodes, remove_unused, replace_output
 from QEfficient.devices.cpu.experts import Experts, find_experts
 from QEfficient.devices.cpu.linear import Linear, find_linears
-from QEfficient.devices.cpu.opening import MODEL_FILE
+from QEfficient.devices.cpu.opening import MODEL_FILE, runs_natively
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.devices.cpu.packing import TILE, unpack, unpack_groups
 from QEfficient.devices.cpu.quantization import Grid, Rounded, restore
+from QEfficient.devices.cpu.rounding import rounded
 from QEfficient.devices.cpu.weights import WeightFile
 from QEfficient.errors import ArtifactError
 from QEfficient.program import CompiledProgram, ExportedProgram, Graph, GraphSpec, TensorSpec
@@ -50,8 +52,11 @@ class Restoration:
         self._model, self._graph, self._options, self._file = model, model.graph, options, file
         self._stored = artifact.graph.initializers
         self._done: dict[tuple[str, str], ir.Value] = {}
+        self._rounds = runs_natively(options)
+        self._rounded: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
+        shapes = [value.shape for value in self._graph.outputs]
         for linear in find_linears(self._model):
             wanted = self._options.head_format if linear.is_head else self._options.weight_format
             if wanted != "f32":
@@ -62,6 +67,8 @@ class Restoration:
         for value in list(self._graph.initializers.values()):
             self._restore_table(value)
         Compression(self._model, self._file, FLOAT32).run([])
+        for value, shape in zip(self._graph.outputs, shapes, strict=True):
+            value.shape = shape  # what replaced the head has sizes that nobody can infer
 
     def _restore_linear(self, linear: Linear, wanted: str) -> None:
         key = (str(linear.weight.name), wanted)
@@ -70,14 +77,28 @@ class Restoration:
             self._done[key] = self._add(f"{key[0]}.{wanted}", linear.shape, parts)
         build = Nodes(self._graph, linear.node)
         turned = build("Transpose", self._done[key], perm=[1, 0])
-        finish(linear, build, build("MatMul", linear.activations, turned))
+        finish(linear, build, build("MatMul", self._fed(build, linear, wanted), turned))
 
     def _restore_experts(self, experts: Experts, wanted: str) -> None:
         key, stack = (str(experts.weight.name), wanted), experts.in_order_of_use(experts.stack)
         if key not in self._done:
             parts = self._packed_matrices(experts, wanted) if wanted in BITS else self._wide_rows(".".join(key))
             self._done[key] = self._add(f"{key[0]}.{wanted}", stack.shape, parts)
-        replace_output(experts.node, experts.product(Nodes(self._graph, experts.node), self._done[key]))
+        build = Nodes(self._graph, experts.node)
+        given = replace(experts, activations=self._fed(build, experts, wanted))
+        replace_output(experts.node, given.product(build, self._done[key]))
+
+    def _fed(self, build: Nodes, linear: Linear | Experts, wanted: str) -> ir.Value:
+        """What the layer takes: its activations, or these as the kernel rounds them."""
+        value = linear.activations
+        if not self._rounds or wanted not in BITS:
+            return value
+        if value not in self._rounded:
+            is_column = isinstance(linear, Experts) and linear.matrix_first
+            row = build("Squeeze", value, build.constant([-1])) if is_column else value
+            row = rounded(build, row, linear.shape[1], self._options.group_size)
+            self._rounded[value] = build("Unsqueeze", row, build.constant([-1])) if is_column else row
+        return self._rounded[value]
 
     def _packed_matrices(self, experts: Experts, wanted: str) -> Iterator[np.ndarray]:
         """One by one, as the product takes them."""

@@ -18,7 +18,7 @@ from QEfficient.generation.decoding.selection import DecodingChoice, close_decod
 from QEfficient.generation.defaults import recorded
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
-from QEfficient.generation.text import TextGenerator, TokensOnly
+from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
 from QEfficient.program import CompiledProgram, ModelFacts
 from QEfficient.specs import CompileSpec, ExportSpec, SamplingParams
@@ -211,6 +211,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         stream: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         decoding: str | Decoding | None = None,
+        mask: MaskMaker | None = None,
         draft_model: QEFFAutoModelForCausalLM | None = None,
         assistant_model: QEFFAutoModelForCausalLM | None = None,
         prompt_lookup_num_tokens: int | None = None,
@@ -229,6 +230,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         How tokens are chosen: as the model's generation config says, on which `generation_config` (an object or a dict)
         is laid, and on that the keywords, which are the fields of SamplingParams and `do_sample`; `temperature=0` takes
         the likeliest token, whatever else is said. Or all at once by `sampling`, beside which no config counts.
+
+        `mask` makes a `TokenMask` for each answer: what a grammar lets it say (docs/sampling.md).
 
         How fast they come (docs/decodings.md): `decoding` is "plain", "prompt_lookup" or an object; `draft_model`
         (`assistant_model`) is a smaller compiled model of the same vocabulary, whose guesses are tried. Iterators that
@@ -249,9 +252,9 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         text = self._text_generator(engine, own_tokenizer, choosing.eos_token_ids)
         encoded = given.encoded(text, chat_template_kwargs)
         if stream:
-            return _pieces(text, encoded, choosing.params, streamer)
+            return _pieces(text, encoded, choosing.params, streamer, mask)
         before = engine.statistics
-        outputs = text.generate_ids(encoded, choosing.params, streamer)
+        outputs = text.generate_ids(encoded, choosing.params, streamer, mask)
         after = engine.statistics
         assert self._compiled is not None
         batch_size, n = self._compiled.spec.batch_size, choosing.params.n
@@ -307,12 +310,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         return TextGenerator(engine, tokenizer or TokensOnly(), eos_token_ids)
 
 
-def _pieces(text: TextGenerator, prompts: list[list[int]], params: SamplingParams, streamer: Any) -> Iterator[str]:
+def _pieces(
+    text: TextGenerator, prompts: list[list[int]], params: SamplingParams, streamer: Any, mask: MaskMaker | None
+) -> Iterator[str]:
     if streamer is not None:
         raise OptionError("stream=True and streamer= were both given. Give one of them.")
     if len(prompts) != 1:
         raise OptionError(f"stream=True follows one prompt, but {len(prompts)} were given. Leave it out.")
-    return text.stream_ids(prompts[0], params)
+    return text.stream_ids(prompts[0], params, mask)
 
 
 def _refuse_later(options: dict[str, Any]) -> None:

@@ -58,6 +58,15 @@ def test_logits_in_every_weight_format(llama: Exported, weight_format: str, larg
     assert off < largest
 
 
+def test_values_smaller_than_their_keys_in_8_bits(tmp_path: Path) -> None:
+    """OpenVINO mixes them up."""
+    model = Exported(tiny_model("mimo_v2_flash"), tmp_path)
+    assert model.model.config.v_head_dim < model.model.config.head_dim
+    with get_device("cpu").load(model.compile(weight_format="f32", kv_cache="u8")) as session:
+        found = all_logits(session, PROMPT, 4)
+    assert error(found, model.logits(PROMPT)) < 0.02
+
+
 @pytest.mark.parametrize(("kv_cache", "largest"), [("f32", 1e-6), ("f16", 1e-3), ("u8", 0.02)])
 def test_logits_with_every_cache_format(llama: Exported, kv_cache: str, largest: float) -> None:
     with get_device("cpu").load(llama.compile(weight_format="f32", kv_cache=kv_cache)) as session:

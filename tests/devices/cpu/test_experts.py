@@ -48,7 +48,9 @@ def test_computes_what_the_reference_device_does_with_the_stored_experts(
 def test_stored_experts_are_those_that_were_rounded(mixture: Exported, tmp_path: Path, options: dict[str, Any]) -> None:
     compiled = mixture.compile(expert_format="int4", **ONLY_EXPERTS, **options)
     found = [array for array in matrices(restored(compiled, tmp_path)).values() if array.ndim == 3]
-    parameters = [p.detach().numpy() for n, p in mixture.model.named_parameters() if ".experts." in n and "bias" not in n]
+    parameters = [
+        p.detach().numpy() for n, p in mixture.model.named_parameters() if ".experts." in n and "bias" not in n
+    ]
     stacks = [p if p.ndim == 3 else p.reshape(4, -1, p.shape[-1]) for p in parameters if p.ndim == 3 or p.shape[0] > 64]
     assert stacks and len(found) == len(stacks)
     for stack in stacks:
