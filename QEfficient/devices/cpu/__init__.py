@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from QEfficient.devices import Accuracy, Device, Session
-from QEfficient.devices.cpu.options import OPTION_TYPES, CpuOptions, read_options
+from QEfficient.devices.cpu.options import OPTION_TYPES, read_options, recorded_options
 from QEfficient.devices.slotted import check_batching, write_specializations
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
@@ -65,7 +65,7 @@ class CpuDevice(Device):
         return restore_program(compiled, folder)
 
     def exactly(self, compiled: CompiledProgram) -> CompiledProgram | None:
-        options = CpuOptions(**compiled.report["options"])
+        options = recorded_options(compiled.report)
         if options == options.exact:
             return None
         return replace(compiled, report={**compiled.report, "options": asdict(options.exact)})

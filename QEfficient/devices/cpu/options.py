@@ -152,3 +152,8 @@ OPTION_TYPES: Mapping[str, type] = {f.name: type(f.default) for f in fields(CpuO
 def read_options(given: Mapping[str, Any]) -> CpuOptions:
     """The options among those given to `compile`; names and types were checked by the device."""
     return CpuOptions(**{name: value for name, value in given.items() if name in OPTION_TYPES})
+
+
+def recorded_options(report: Mapping[str, Any]) -> CpuOptions:
+    """Those that a program was compiled with; what its report does not know is as it was before there was a choice."""
+    return CpuOptions(**report["options"]).resolved(0)

@@ -12,7 +12,7 @@ import numpy as np
 from QEfficient.devices import Batch, Limits, Paging, Row, Session
 from QEfficient.devices.cpu.buffers import StateBuffers
 from QEfficient.devices.cpu.opening import ModelFile, infer, thread_count
-from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.options import CpuOptions, recorded_options
 from QEfficient.errors import DeviceError
 from QEfficient.program import CompiledProgram
 from QEfficient.specs import CompileSpec
@@ -35,7 +35,7 @@ class PackedSession(Session):
     """
 
     def __init__(self, compiled: CompiledProgram) -> None:
-        options, report = CpuOptions(**compiled.report["options"]), compiled.report
+        options, report = recorded_options(compiled.report), compiled.report
         graph = compiled.program.graphs["lm"].spec
         self.limits = packed_limits(compiled.spec, options, graph.context.positions, bool(report["states"]))
         self._threads = thread_count(options)

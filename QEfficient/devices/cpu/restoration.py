@@ -19,7 +19,7 @@ from QEfficient.devices.cpu.editing import Nodes, remove_unused, replace_output
 from QEfficient.devices.cpu.experts import Experts, find_experts
 from QEfficient.devices.cpu.linear import Linear, find_linears
 from QEfficient.devices.cpu.opening import MODEL_FILE, runs_natively
-from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.options import CpuOptions, recorded_options
 from QEfficient.devices.cpu.packing import TILE, unpack, unpack_groups
 from QEfficient.devices.cpu.quantization import Grid, Rounded, restore
 from QEfficient.devices.cpu.rounding import rounded
@@ -33,7 +33,7 @@ HALVES = ("float16", "bfloat16")
 
 def restore_program(compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
     """Write the program with the stored weights into `folder`; None if these are the exported ones, in float32."""
-    program, options = compiled.program, CpuOptions(**compiled.report["options"])
+    program, options = compiled.program, recorded_options(compiled.report)
     if set(options.formats) == {"f32"} and program.dtype == "float32":
         return None
     model = open_graph(program)
@@ -161,7 +161,7 @@ class Restoration:
 def _check_layers(model: ir.Model, compiled: CompiledProgram) -> None:
     """Refuse a graph in which compilation found other layers: some would keep the exported weights."""
     for what, found in (("linear_layers", len(find_linears(model))), ("expert_layers", len(find_experts(model)))):
-        wanted = compiled.report[what]
+        wanted = compiled.report.get(what, 0)
         if found != wanted:
             raise ArtifactError(f"{compiled.folder} has {wanted} {what.replace('_', ' ')}, the program {found}.")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from QEfficient.devices.cpu.buffers import StateBuffers
 from QEfficient.devices.cpu.opening import ModelFile, infer
-from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.options import recorded_options
 from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import DeviceError
 from QEfficient.program import CompiledProgram
@@ -20,7 +20,7 @@ class SlottedStatesSession(SlottedSession):
     def __init__(self, compiled: CompiledProgram) -> None:
         graph = compiled.program.graphs["lm"].spec
         super().__init__(compiled.spec, graph)
-        model = ModelFile(compiled.folder, CpuOptions(**compiled.report["options"])).compiled()
+        model = ModelFile(compiled.folder, recorded_options(compiled.report)).compiled()
         self._request: Any = model.create_infer_request()
         symbols = compiled.spec.specializations(graph.windows)[-1].symbols
         self._buffers: Any = StateBuffers(self._request, graph.states, symbols)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from QEfficient.devices import FLOAT32_ERROR, Accuracy
 from QEfficient.devices.cpu.opening import MODEL_FILE, runs_natively
-from QEfficient.devices.cpu.options import CpuOptions
+from QEfficient.devices.cpu.options import recorded_options
 from QEfficient.program import CompiledProgram
 
 COMPUTING: Mapping[str, tuple[float, float]] = {
@@ -41,7 +41,7 @@ token, and so are those that follow it. What is wrong altogether is wrong in mos
 
 def accuracy_of(compiled: CompiledProgram) -> Accuracy:
     """What is stated for a compiled program."""
-    options = CpuOptions(**compiled.report["options"])
+    options = recorded_options(compiled.report)
     errors = [COMPUTING[options.compute_in], CACHE[options.kv_cache]]
     is_exact = options == options.exact
     if options.compresses:
