@@ -19,6 +19,7 @@ import pytest
 
 TOP = Path(__file__).parent.parent
 PACKAGE = "QEfficient"
+SIMULATOR = TOP / "qaic_simulator"
 
 # From the lowest layer to the highest; a part is a folder or a file of the package, the longest name counts.
 # A lower layer never imports a higher one.
@@ -247,6 +248,14 @@ def test_no_import_cycles() -> None:
 
 def test_no_torch_right_of_the_onnx_file() -> None:
     assert not torch_imports(MODULES)
+
+
+def test_the_simulator_knows_nothing_of_us() -> None:
+    """What passes there was written for the SDK: neither may lean on the other."""
+    paths = sorted(SIMULATOR.rglob("*.py"))
+    simulator = [Module(f"{SIMULATOR.name}.{path.stem}", path, is_package=False) for path in paths]
+    assert simulator and not [place(m, i) for m in simulator for i in m.imports if is_own(i.module)]
+    assert not [place(m, i) for m in MODULES.values() for i in m.imports if i.module.startswith(SIMULATOR.name)]
 
 
 def test_records_need_the_standard_library_and_numpy_only() -> None:
