@@ -1,0 +1,39 @@
+"""custom_io.yaml: the precision in which the device keeps each state, where it is not that of the graph."""
+
+from __future__ import annotations
+
+from QEfficient.program import GraphSpec, StateSpec
+
+FILE = "custom_io.yaml"
+BLOCK_FLOAT = "mxint8"
+CACHE = ("key", "value")
+"""Kinds of state that `mxint8_kv_cache` is about; other states are sums over time, where errors add up."""
+WHOLE_NUMBERS = ("int64", "int32")
+
+
+def computed_in(dtype: str) -> str:
+    """The precision that the device computes in, for a program exported in `dtype`."""
+    return "bfloat16" if dtype == "bfloat16" else "float16"
+
+
+def custom_io_text(graph: GraphSpec, dtype: str, mxint8: bool = False) -> str | None:
+    """The text of the file; None where it would say nothing: no state, or everything in bfloat16 as it is."""
+    plain = computed_in(dtype)
+    precisions = [(state, _precision(state, plain, mxint8)) for state in graph.states if _is_float(state)]
+    if all(precision == "bfloat16" for _, precision in precisions):
+        return None
+    return "".join(_entries(state, precision) for state, precision in precisions)
+
+
+def _is_float(state: StateSpec) -> bool:
+    return state.tensor.dtype not in WHOLE_NUMBERS
+
+
+def _precision(state: StateSpec, plain: str, mxint8: bool) -> str:
+    return BLOCK_FLOAT if mxint8 and state.kind in CACHE else plain
+
+
+def _entries(state: StateSpec, precision: str) -> str:
+    """Input and retained output have the same precision always: they are one buffer."""
+    names = (state.input.name, state.output.name)
+    return "".join(f" - IOName: {name}\n   Precision: {precision}\n\n" for name in names)

@@ -1,0 +1,106 @@
+"""Where Qualcomm's SDK lies and which version it has: the only file that knows its paths."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from QEfficient.errors import DeviceError
+
+ROOT_VARIABLE = "QEFF_QAIC_ROOT"
+DEFAULT_ROOT = Path("/opt/qti-aic")
+COMPILERS = (Path("exec/qaic-compile"), Path("exec/qaic-exec"))
+"""The present compiler, and the one before it."""
+RUNS_AFTER_COMPILING = "qaic-exec"
+"""Executes the network that it compiled, unless told not to."""
+TOOLS = Path("tools")
+VERSIONS = Path("versions")
+NAMED_SPECIALIZATIONS_FROM = (1, 22)
+LARGEST_VERSION_FILE = 65_536
+HARDWARE = ("ai100", "ai200")
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """An installed SDK, as far as compiling needs it."""
+
+    root: Path
+    compiler: Path
+    version: str | None = None
+    """Of the Apps SDK; None where its file is absent or unreadable."""
+    platform_version: str | None = None
+
+    @property
+    def tool(self) -> str:
+        """The compiler's name."""
+        return self.compiler.name
+
+    @property
+    def runs_after_compiling(self) -> bool:
+        """Whether the compiler must be told that compiling is all."""
+        return self.tool == RUNS_AFTER_COMPILING
+
+    @property
+    def reads_named_specializations(self) -> bool:
+        """Whether specializations may have names. An unknown version gets the flat form, as older ones need it."""
+        return self.version is not None and _numbers(self.version) >= NAMED_SPECIALIZATIONS_FROM
+
+    @property
+    def query_tool(self) -> Path:
+        """Lists the devices of this machine."""
+        return self.root / TOOLS / "qaic-util"
+
+
+def sdk_root() -> Path:
+    """The folder that the SDK is expected in."""
+    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def find_sdk() -> Sdk:
+    """The SDK of this machine. Raises `DeviceError` where there is none."""
+    root = sdk_root()
+    compiler = next((root / path for path in COMPILERS if (root / path).is_file()), None)
+    if compiler is None:
+        raise DeviceError(_absence(root))
+    if not os.access(compiler, os.X_OK):
+        raise DeviceError(f"the compiler {compiler} cannot be executed by this user. Check its permissions.")
+    return Sdk(root, compiler, _version(root, "apps"), _version(root, "platform"))
+
+
+def hardware_version(query: str) -> str:
+    """The generation of the devices that the output of `qaic-util -q` describes."""
+    images = [line for line in query.splitlines() if "IMAGE_VARIANT" in line]
+    return "ai200" if any("AIC200" in line for line in images) else "ai100"
+
+
+def _absence(root: Path) -> str:
+    found = f"the folder {root} holds no {' and no '.join(map(str, COMPILERS))}"
+    if not root.is_dir():
+        found = f"there is no folder {root}"
+    return (
+        f"compiling for the Cloud AI 100 needs the compiler of Qualcomm's Apps SDK, but {found}."
+        f" Install the Apps SDK, or set {ROOT_VARIABLE} to the folder that it lies in."
+    )
+
+
+def _version(root: Path, part: str) -> str | None:
+    """The first text of the file that looks like a version: the one part of its form that is known."""
+    try:
+        text = (root / VERSIONS / f"{part}.xml").read_bytes()
+    except OSError:
+        return None
+    if len(text) > LARGEST_VERSION_FILE or b"<!" in text.replace(b"<!--", b""):  # no entities: they can grow
+        return None
+    try:
+        elements = list(ElementTree.fromstring(text).iter())
+    except ElementTree.ParseError:
+        return None
+    texts = ((element.text or "").strip() for element in elements)
+    return next((found for found in texts if re.fullmatch(r"\d+(\.\d+){1,4}", found)), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))

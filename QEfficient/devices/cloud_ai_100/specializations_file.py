@@ -1,0 +1,92 @@
+"""specializations.json: the shapes that a program is compiled for, in the form that the SDK's version reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from QEfficient.devices.cloud_ai_100.sdk import Sdk
+from QEfficient.errors import OptionError
+from QEfficient.specs import Specialization
+
+FILE = "specializations.json"
+NAME_KEY = "_graph_name"
+"""Names an entry of a flat list; no symbol."""
+VARIANT_KEY = "model_type"
+"""A symbol that tells the variants of one module apart."""
+
+Entry = Specialization | Mapping[str, Any]
+"""A record, a flat mapping of symbols, or a mapping with `name` and `symbols`."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+    symbols: Mapping[str, str]
+    given: bool
+    """Whether the name was written down by the user, so that it stays as it is."""
+
+
+def specializations_text(entries: Iterable[Entry], sdk: Sdk, module: str | None = None) -> str:
+    """The text of the file. `module` names the entries that have no name of their own."""
+    named = _unique([_named(entry, index, module) for index, entry in enumerate(entries)])
+    if not named:
+        raise OptionError("the list of specializations is empty; a program needs at least one.")
+    if sdk.reads_named_specializations:
+        listed: list[Mapping[str, Any]] = [{"name": entry.name, "symbols": entry.symbols} for entry in named]
+    else:
+        listed = [entry.symbols for entry in named]
+    return json.dumps({"specializations": listed}, indent=4)
+
+
+def _named(entry: Entry, index: int, module: str | None) -> _Named:
+    if isinstance(entry, Specialization):
+        return _Named(entry.name, _strings(entry.symbols), given=False)
+    if "symbols" in entry:
+        if set(entry) != {"name", "symbols"} or not isinstance(entry["symbols"], Mapping):
+            raise OptionError(f"specialization {index} must have a name and a mapping of symbols, not {dict(entry)!r}.")
+        return _Named(str(entry["name"]), _strings(entry["symbols"]), given=True)
+    symbols = _strings({key: value for key, value in entry.items() if key != NAME_KEY})
+    return _Named(str(entry.get(NAME_KEY) or _name(symbols, index, module)), symbols, given=False)
+
+
+def _strings(symbols: Mapping[str, Any]) -> dict[str, str]:
+    """The compiler takes no numbers, only texts that hold them."""
+    return {symbol: str(value) for symbol, value in symbols.items() if value is not None}
+
+
+def _name(symbols: Mapping[str, str], index: int, module: str | None) -> str:
+    if module is not None:
+        return f"{module}_{VARIANT_KEY}_{symbols[VARIANT_KEY]}" if VARIANT_KEY in symbols else module
+    if "seq_len" in symbols:
+        return "Decode" if symbols["seq_len"] == "1" else "Prefill"
+    if "encoder_ctx_len" in symbols:
+        return "Encoder"
+    return "Embedding" if "sequence_length" in symbols else f"Graph_{index}"
+
+
+def _unique(entries: Sequence[_Named]) -> list[_Named]:
+    """A name that several entries share gets `_0`, `_1`, …; names that were written down stay."""
+    fixed = Counter(entry.name for entry in entries if entry.given)
+    twice = [name for name, times in fixed.items() if times > 1]
+    if twice:
+        raise OptionError(f"two specializations are called '{twice[0]}'. Give each a name of its own.")
+    times = Counter(entry.name for entry in entries)
+    taken = {entry.name for entry in entries if entry.given or times[entry.name] == 1}
+    result = []
+    for entry in entries:
+        if not entry.given and times[entry.name] > 1:
+            entry = _Named(_free(entry.name, taken), entry.symbols, given=False)
+            taken.add(entry.name)
+        result.append(entry)
+    return result
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number = 0
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
