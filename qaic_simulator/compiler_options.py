@@ -119,6 +119,7 @@ _PRECISION = (
 _STATE_SHAPES_DEVICES = (
     Option("network-specialization-config", INPUT_FILE),
     Option("retained-state", source="SDK"),
+    Option("split-model-io", source="ET"),
     Option("split-retained-state-io", source="VQ"),
     Option("mdp-load-partition-config", INPUT_FILE),
     Option("mdp-dump-partition-config", OUTPUT_PATH),

@@ -110,7 +110,6 @@ _SPECIALIZATIONS = (
     Rule("specializations.positive", INHERITED, "GLOW", "A dimension is positive."),
     Rule("specializations.keys", POLICY, "ET", "There are no keys that nobody reads."),
     Rule("specializations.none", POLICY, "ET", "There is an entry, and it binds a symbol."),
-    Rule("specializations.symbols", DOCUMENTED, "ET", "All entries bind the same symbols."),
     Rule("specializations.name-twice", DOCUMENTED, "ET", "No two entries have the same name."),
     Rule("specializations.indistinguishable", KNOWN, "CH", "Some input's shape tells each entry from all others."),
     Rule("specializations.many", POLICY, "ET", "There are at most 16 entries; the real limit is not published."),

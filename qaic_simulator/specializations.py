@@ -127,10 +127,6 @@ def _check_entries(entries: Sequence[Specialization], profile: Profile) -> None:
         profile.refuse("specializations.none", "There is no specialization, or one that binds nothing.")
     if len(entries) > MOST_ENTRIES:
         profile.refuse("specializations.many", f"{len(entries)} specializations are more than {MOST_ENTRIES}.")
-    for entry in entries[1:]:
-        differing = set(entry.symbols) ^ set(entries[0].symbols)
-        if differing:
-            profile.refuse("specializations.symbols", f"Not every entry binds {', '.join(sorted(differing))}.")
     names = [entry.name for entry in entries if entry.name]
     if len(set(names)) < len(names):
         profile.refuse("specializations.name-twice", "Two specializations have the same name.")
