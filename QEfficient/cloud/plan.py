@@ -1,0 +1,213 @@
+"""`qefficient plan`: whether a model fits on Cloud AI 100 cards and how fast it should be, before anything is made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from QEfficient.artifacts import format_size
+from QEfficient.cloud._arguments import Parser, UsageError, add_source, positive
+
+if TYPE_CHECKING:
+    from QEfficient.devices.cloud_ai_100.planning import Estimate, ModelSize, Setup, Workload
+    from QEfficient.transformers.sizes import ModelSizes
+
+HELP = "Say whether a model fits on a Cloud AI 100, on how many SoCs, and how fast it should be."
+EXAMPLES = """\
+  qefficient plan --ctx-len 1024
+  qefficient plan ./checkpoint --ctx-len 8192 --full-batch-size 16 --mxfp6-matmul --mxint8-kv-cache
+  qefficient plan ./checkpoint --ctx-len 4096 --num-devices 4 --card ultra --json"""
+
+CTX_LEN, CHUNK = 4096, 128
+KINDS_OF_CARD = ("ultra", "pro", "standard")
+
+
+def add_arguments(parser: Parser) -> None:
+    group = parser.add_argument_group("model", "only its config and the headers of its weight files are read")
+    group.add_argument("model", metavar="MODEL", nargs="?", help="hub name or local folder; default: demo")
+    group.add_argument("--model-name", "--model", metavar="MODEL", help="the same as a flag")
+    add_source(group)
+    _add_workload(parser.add_argument_group("what is asked of it"))
+    _add_cards(parser.add_argument_group("cards"))
+
+
+def _add_workload(group: Any) -> None:
+    add = group.add_argument
+    add("--ctx-len", type=positive, default=CTX_LEN, metavar="N", help=f"most tokens of a sequence; default {CTX_LEN}")
+    add("--prompt-len", type=positive, metavar="N", help="tokens of a prompt; default: as many as run at once")
+    add("--prefill-seq-len", type=positive, metavar="N", help=f"tokens of a prompt that run at once; default {CHUNK}")
+    add("--batch-size", type=positive, default=1, metavar="N", help="sequences that run together; default 1")
+    add("--full-batch-size", type=positive, metavar="N", help="continuous batching: how many decode together")
+
+
+def _add_cards(group: Any) -> None:
+    group.add_argument("--card", choices=KINDS_OF_CARD, default="ultra", help="default ultra, which has four SoCs")
+    group.add_argument("--num-devices", type=positive, metavar="N", help="SoCs; default: as few as it fits on")
+    group.add_argument("--mxfp6-matmul", "--mxfp6", action="store_true", help="MXFP6 weights")
+    group.add_argument("--mxint8-kv-cache", "--mxint8", action="store_true", help="MXINT8 cache")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A question and its answer."""
+
+    name: str
+    card: str
+    sizes: ModelSizes
+    model: ModelSize
+    workload: Workload
+    setup: Setup
+    found: Estimate
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What the answer rests on, and what it leaves out."""
+        unknown = self.sizes.state.unknown_layers
+        gap = f"the config does not tell what {unknown} recurrent layers keep: that state is not counted"
+        return [*self.found.assumptions, *([gap] if unknown else [])]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from QEfficient.cloud._preparation import model_name
+
+    _check_devices(arguments.num_devices)
+    workload = _workload(arguments)
+    plan = _plan(model_name(arguments), workload, arguments)
+    if arguments.json:
+        _write_document(plan)
+    else:
+        _show(plan)
+    return 0
+
+
+def _check_devices(number: int | None) -> None:
+    from QEfficient.devices.cloud_ai_100.planning import CHOICES
+
+    if number is not None and number not in CHOICES:
+        raise UsageError(f"--num-devices is one of {', '.join(map(str, CHOICES))}, not {number}.")
+
+
+def _workload(arguments: argparse.Namespace) -> Workload:
+    from QEfficient.devices.cloud_ai_100.planning import Workload
+
+    chunk = arguments.prefill_seq_len or min(CHUNK, arguments.ctx_len)
+    users = (arguments.batch_size, arguments.full_batch_size)
+    return Workload(arguments.ctx_len, arguments.prompt_len or chunk, *users, chunk)
+
+
+def _plan(name: str, workload: Workload, arguments: argparse.Namespace) -> Plan:
+    from QEfficient.devices.cloud_ai_100.planning import CARDS, CHOICES, Precision, Setup, estimate, smallest
+
+    sizes = _read(name, arguments)
+    model = _converted(sizes)
+    card, precision = CARDS[arguments.card], Precision(arguments.mxfp6_matmul, arguments.mxint8_kv_cache)
+    devices = arguments.num_devices or smallest(model, workload, precision, card) or CHOICES[-1]
+    setup = Setup(precision, devices, card)
+    return Plan(name, arguments.card, sizes, model, workload, setup, estimate(model, workload, setup))
+
+
+def _read(name: str, arguments: argparse.Namespace) -> ModelSizes:
+    from QEfficient.cloud._logging import quieten_libraries
+    from QEfficient.cloud._preparation import given
+    from QEfficient.transformers.sizes import read_model
+
+    quieten_libraries(arguments.verbose)
+    options = given(arguments, ("cache_dir", "hf_token"))
+    return read_model(name, {**options, "trust_remote_code": arguments.trust_remote_code})
+
+
+def _converted(sizes: ModelSizes) -> ModelSize:
+    """From what is left of the ONNX file to what is right of it."""
+    from QEfficient.devices.cloud_ai_100.planning import ModelSize, State, Weights
+
+    weights, state = sizes.weights, sizes.state
+    return ModelSize(
+        Weights(weights.dense, weights.head, weights.other, weights.experts),
+        State(state.per_token, state.windows, state.fixed, state.heads),
+        sizes.layers,
+        sizes.attention_width,
+        sizes.vocab_size,
+        sizes.experts,
+        sizes.experts_per_token,
+    )
+
+
+def _verdict(plan: Plan) -> str:
+    """A sentence that answers the question."""
+    from QEfficient.devices.cloud_ai_100.planning import remedies
+
+    found, where = plan.found, f"{plan.found.devices} SoC{'s' if plan.found.devices > 1 else ''} ({plan.card})"
+    if found.fits:
+        spare = f"{format_size(found.usable - found.needed)} of each to spare"
+        return f"{plan.name} fits on {where}, {spare}{', which is tight' if found.tight else ''}."
+    helps = remedies(plan.model, plan.workload, plan.setup)
+    advice = f" {'; '.join(helps)}." if helps else " Nothing that this command knows makes it fit."
+    return (
+        f"{plan.name} does not fit on {where}: each SoC would need {format_size(found.needed)} and has"
+        f" {format_size(found.usable)}, so {format_size(found.missing)} are missing.{advice}"
+    )
+
+
+def _state_bytes(plan: Plan) -> tuple[int, int]:
+    """Of one more token in layers that keep everything, and of a whole sequence."""
+    precision = plan.setup.precision
+    return (
+        int(plan.model.state.per_token * precision.cache),
+        int(plan.model.state.size(plan.workload.ctx_len, precision)),
+    )
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
+    yield "weights in the files", f"{plan.sizes.weights.stored:,}"
+    yield "cards", f"{ceil(found.devices / plan.setup.card.socs)} {plan.card}, {plan.setup.card.cores} cores per SoC"
+    yield "SoCs", f"{found.devices}"
+    yield "KV bytes per token", f"{per_token:,}"
+    yield f"state of a sequence of {plan.workload.ctx_len:,}", format_size(per_sequence)
+    yield "weights per SoC", format_size(found.weights)
+    yield f"cache per SoC (users: {plan.workload.users})", format_size(found.cache)
+    yield "buffers per SoC", format_size(found.io)
+    yield "needed of usable per SoC", f"{format_size(found.needed)} of {format_size(found.usable)}"
+    yield "fits", "tight" if found.tight else "yes" if found.fits else "no"
+    if found.fits:
+        yield f"first token of a prompt of {plan.workload.prompt_len:,}", f"{found.seconds_to_first_token:.2f} s"
+        yield "tokens per second", f"{found.tokens_per_second:,.1f}"
+
+
+def _show(plan: Plan) -> None:
+    from QEfficient.cloud._presentation import note, table
+
+    table(("what", "value"), _rows(plan))
+    note(_verdict(plan))
+    note("Assumed, not measured; most published figures of real cards lie within 25 % of such speeds (docs/plan.md):")
+    for assumption in plan.assumptions:
+        note(f"- {assumption}")
+
+
+def _write_document(plan: Plan) -> None:
+    from QEfficient.cloud._presentation import document
+
+    found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
+    per_soc = {name: getattr(found, name) for name in ("weights", "cache", "io", "needed", "usable", "missing")}
+    document(
+        {
+            "model": plan.name,
+            "weights": {**asdict(plan.sizes.weights), "stored": plan.sizes.weights.stored},
+            "workload": asdict(plan.workload),
+            "card": plan.card,
+            "precision": asdict(plan.setup.precision),
+            "devices": found.devices,
+            "kv_bytes_per_token": per_token,
+            "state_bytes_per_sequence": per_sequence,
+            "bytes_per_soc": per_soc,
+            "fits": found.fits,
+            "tight": found.tight,
+            "seconds_to_first_token": found.seconds_to_first_token,
+            "tokens_per_second": found.tokens_per_second,
+            "verdict": _verdict(plan),
+            "assumptions": plan.assumptions,
+        }
+    )
