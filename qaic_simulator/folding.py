@@ -139,6 +139,13 @@ class BoundGraph:
     constants: dict[str, np.ndarray | None] = field(default_factory=dict)
     """Values that do not depend on an input; None where they are constant, but were not worked out."""
 
+    def sizes(self, name: str) -> np.ndarray | None:
+        """As far as they are all known: from the shape, or from the value."""
+        value = self.constants.get(name)
+        if value is None and not self.is_static(name):
+            return None
+        return np.array(self.shapes[name] if value is None else value.shape, np.int64)
+
     def is_static(self, name: str) -> bool:
         shape = self.shapes.get(name)
         return shape is not None and all(isinstance(size, int) for size in shape)
@@ -218,10 +225,11 @@ def _fold_node(bound: BoundGraph, node: onnx.NodeProto) -> None:
     if node.op_type == "Constant" and not node.domain:
         bound.constants[output] = _value_of(node)
         return
-    if node.op_type in ("Shape", "Size") and bound.is_static(node.input[0]):
-        sizes = np.array(bound.shapes[node.input[0]], np.int64)
-        cut = slice(attribute(node, "start", 0), attribute(node, "end"))
-        bound.constants[output] = sizes[cut] if node.op_type == "Shape" else np.array(sizes.prod())
+    if node.op_type in ("Shape", "Size"):
+        sizes = bound.sizes(node.input[0])
+        if sizes is not None:
+            cut = slice(attribute(node, "start", 0), attribute(node, "end"))
+            bound.constants[output] = sizes[cut] if node.op_type == "Shape" else np.array(sizes.prod())
         return
     names = [name for name in node.input if name]
     if node.domain or node.op_type in NEVER or not names or not all(name in bound.constants for name in names):

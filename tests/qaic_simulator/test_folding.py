@@ -54,6 +54,20 @@ def test_what_depends_on_an_input_is_no_constant() -> None:
     assert "wanted" not in found.constants and not found.is_static("y")
 
 
+def test_the_size_of_a_value_that_was_worked_out() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        constant("first", [0]),
+        helper.make_node("Gather", ["sizes", "first"], ["rows"]),
+        constant("one", [1]),
+        helper.make_node("Add", ["rows", "one"], ["more"]),
+        helper.make_node("ConstantOfShape", ["more"], ["ones"]),
+        helper.make_node("Shape", ["ones"], ["wanted"]),
+        helper.make_node("Expand", ["x", "wanted"], ["y"]),
+    ]
+    assert bound(nodes, [1]).constants["wanted"].tolist() == [2]  # type: ignore[union-attr]
+
+
 def test_operators_off_the_list_are_constant_without_a_value() -> None:
     """ONNX Runtime folds them; a compiler may not."""
     nodes = [
