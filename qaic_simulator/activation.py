@@ -35,8 +35,6 @@ NUMPY_TYPES: Mapping[int, type[np.generic]] = {
     QAicApi_pb2.INT8_TYPE: np.int8,
 }
 _FLOATS = (QAicApi_pb2.FLOAT_TYPE, QAicApi_pb2.FLOAT_16_TYPE)
-_FAULTS_OF_THE_COMPILER = ("abort", "exit255", "full", "slow")
-"""Asked for by the same variable, and nothing to the runtime."""
 _GARBAGE = 0x7F
 _POISON = 0xFF
 
@@ -86,8 +84,6 @@ def fault() -> str:
     """The fault that is asked for, without its number."""
     asked = os.environ.get(FAULT_VARIABLE, "")
     name = asked.partition(":")[0]
-    if name in _FAULTS_OF_THE_COMPILER:
-        return ""
     if asked not in ("", "timeout", "lost", "memory") and not re.fullmatch("again:[1-9][0-9]*", asked):
         raise ValueError(f"{FAULT_VARIABLE} is {asked!r}; it can be timeout, lost, memory or again:N.")
     return name

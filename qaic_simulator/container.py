@@ -7,8 +7,11 @@ had it at `base`: readers subtract that.
 
 from __future__ import annotations
 
+import io
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 MAGIC = 0x00A1CD7C
 VERSION = (0, 1)
@@ -24,30 +27,59 @@ _HEADER = struct.Struct("<IBBHQQQQ")
 _ENTRY = struct.Struct("<QQQQ")
 """Size, bytes of it that are static (constants only), pointer to the name, pointer to the data."""
 _ALIGNMENT = 8
+_PIECE = 1 << 24
+"""Bytes that are copied at a time."""
+
+Image = bytes | Sequence[Path]
+"""What is in a segment: bytes, or files one behind the other."""
 
 
 class ContainerError(ValueError):
     """The file is no container that the runtime would load."""
 
 
-def write_container(images: Mapping[str, bytes], base: int = DEFAULT_BASE) -> bytes:
+def write_container(images: Mapping[str, Image], base: int = DEFAULT_BASE) -> bytes:
     """The file with these segments, in their order; the same bytes for the same segments. All constants are static."""
+    file = io.BytesIO()
+    write_container_to(file, images, base)
+    return file.getvalue()
+
+
+def write_container_to(file: BinaryIO, images: Mapping[str, Image], base: int = DEFAULT_BASE) -> None:
+    """Write the same into a file, whose segments may be files themselves and larger than memory."""
     _check_names(images)
     names = [name.encode() + b"\0" for name in images]
     table = _HEADER.size
-    places = _places(table + len(images) * _ENTRY.size, [*names, *images.values()])
+    sizes = [image_size(image) for image in images.values()]
+    places = _places(table + len(images) * _ENTRY.size, [*map(len, names), *sizes])
     size = places.pop()
     if not 0 <= base < 2**64 - size:
         raise ContainerError(f"the base {base:#x} leaves no room for {size} bytes in 64 bits of address.")
-    raw = bytearray(size)
-    _HEADER.pack_into(raw, 0, MAGIC, *VERSION, COMPRESSION, size, base, len(images), base + table)
-    for index, (name, data) in enumerate(images.items()):
+    file.write(_HEADER.pack(MAGIC, *VERSION, COMPRESSION, size, base, len(images), base + table))
+    for index, (name, length) in enumerate(zip(images, sizes, strict=True)):
         name_at, data_at = places[index], places[len(images) + index]
-        static = len(data) if name == CONSTANTS else 0
-        _ENTRY.pack_into(raw, table + index * _ENTRY.size, len(data), static, base + name_at, base + data_at)
-        raw[name_at : name_at + len(names[index])] = names[index]
-        raw[data_at : data_at + len(data)] = data
-    return bytes(raw)
+        static = length if name == CONSTANTS else 0
+        file.write(_ENTRY.pack(length, static, base + name_at, base + data_at))
+    for item in (*names, *images.values()):
+        for piece in image_pieces(item):
+            file.write(piece)
+        file.write(bytes(-image_size(item) % _ALIGNMENT))
+
+
+def image_size(image: Image) -> int:
+    """The bytes of a segment."""
+    return len(image) if isinstance(image, bytes) else sum(path.stat().st_size for path in image)
+
+
+def image_pieces(image: Image) -> Iterator[bytes]:
+    """The bytes of a segment, piece by piece."""
+    if isinstance(image, bytes):
+        yield image
+        return
+    for path in image:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
 
 
 def read_container(raw: bytes) -> dict[str, bytes]:
@@ -107,10 +139,10 @@ def _check_names(names: Iterable[str]) -> None:
         raise ContainerError(f"a segment is called {strange[0]!r}, which cannot be a name.")
 
 
-def _places(start: int, items: Iterable[bytes]) -> list[int]:
+def _places(start: int, sizes: Iterable[int]) -> list[int]:
     """Where each of the items begins if each is padded, and where the last one ends."""
     places = [start]
-    for item in items:
-        end = places[-1] + len(item)
+    for size in sizes:
+        end = places[-1] + size
         places.append(end + -end % _ALIGNMENT)
     return places

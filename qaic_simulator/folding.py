@@ -180,7 +180,7 @@ def _infer(bound: BoundGraph) -> None:
     kept = [node for node in told.graph.node if not all(output in known for output in node.output if output)]
     del told.graph.node[:]
     told.graph.node.extend(kept)
-    told.graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in known.items())
+    told.graph.initializer.extend(numpy_helper.from_array(np.array(v, order="C"), n) for n, v in known.items())
     found = onnx.shape_inference.infer_shapes(told, check_type=False, strict_mode=False, data_prop=True)
     for value in (*found.graph.input, *found.graph.value_info, *found.graph.output):
         if value.type.tensor_type.HasField("shape"):

@@ -1,4 +1,4 @@
-"""What the stand-in compiler refuses before it looks at the graph: every rule, its severity and its public source."""
+"""What the stand-in compiler refuses, of a command and of a graph: every rule, its severity and its public source."""
 
 from __future__ import annotations
 
@@ -146,6 +146,74 @@ _PARTITIONS = (
     Rule("partitions.node-list", POLICY, "ET", "Several partitions say which nodes each has."),
 )
 
+_GRAPH = (
+    Rule("graph.size", KNOWN, "ET", "The model's own file is smaller than 2 GB."),
+    Rule("graph.parse", KNOWN, "ET", "The model's file is an ONNX model."),
+    Rule("graph.external", DOCUMENTED, "ONNX", "External data is there, as long as its tensors are."),
+    Rule("graph.external-folder", DOCUMENTED, "ONNX", "External data lies in the folder of the model."),
+    Rule("graph.ir-version", INHERITED, "GLOW", "The model's IR version is at least 3."),
+    Rule("graph.no-opset", INHERITED, "GLOW", "The model says which opset of ONNX it uses."),
+    Rule("graph.opset", POLICY, "ET", "That opset is one of 11 to 18."),
+    Rule(
+        "graph.domain", INHERITED, "GLOW", "Operators are ONNX's, Qualcomm's, Microsoft's or the model's own functions."
+    ),
+    Rule("graph.operator", INHERITED, "GLOW", "Each operator is on the list of operators."),
+    Rule("graph.malformed", DOCUMENTED, "ONNX", "A node has the operands and attributes that its opset says."),
+    Rule("graph.order", INHERITED, "GLOW", "A node uses what an input, a constant or an earlier node is called."),
+    Rule("graph.mismatch", KNOWN, "ET", "The shapes of operands fit one another."),
+    Rule("graph.unbound", KNOWN, "SPEC", "Each specialization binds all symbols of the inputs."),
+    Rule("graph.dynamic", DOCUMENTED, "DOC", "No dimension is left open once symbols are numbers."),
+    Rule("graph.zero-dimension", POLICY, "GLOW", "Nothing but a constant has a dimension of zero."),
+    Rule("graph.sequence", KNOWN, "ET", "Every value is a tensor."),
+    Rule("graph.complex", KNOWN, "ET", "No value is complex."),
+    Rule(
+        "graph.io-type", POLICY, "ET", "Inputs and outputs are of types that a device has; float64 is not among them."
+    ),
+    Rule("graph.memory", POLICY, "SDK", "Weights, states, inputs and outputs fit into the device's memory."),
+)
+
+_NODES = (
+    Rule("nodes.if-condition", KNOWN, "CH", "The condition of an If is constant."),
+    Rule("nodes.if-outputs", KNOWN, "CH", "An If has one output."),
+    Rule(
+        "nodes.loop", INHERITED, "GLOW", "A Loop makes a constant number of rounds, at most 20, and collects nothing."
+    ),
+    Rule("nodes.scan", INHERITED, "GLOW", "A Scan goes over a known length of at most 4096."),
+    Rule("nodes.data-dependent", DOCUMENTED, "DOC", "No shape depends on data."),
+    Rule("nodes.einsum", POLICY, "DOC", "An Einsum is written as the operators that it consists of."),
+    Rule("nodes.cast-uint8", KNOWN, "CH", "Nothing casts uint8, which is read as quantized."),
+    Rule("nodes.cast-int8", POLICY, "CH", "Nothing casts int8, which may be read as quantized."),
+    Rule("constancy.reshape", KNOWN, "Q3VL", "The shape of a Reshape is constant."),
+    Rule("constancy.repeats", KNOWN, "ET", "What Expand and Tile expand to is constant."),
+    Rule("constancy.range", KNOWN, "ET", "The ends of a Range are constant."),
+    Rule("constancy.split", KNOWN, "ET", "The sizes of a Split are constant."),
+    Rule("constancy.axes", KNOWN, "REG", "The axes of a reduction are constant."),
+    Rule("constancy.operand", INHERITED, "GLOW", "Operands that decide about shapes are constant."),
+    Rule("constancy.parameter-range", KNOWN, "ET", "In a sub-function, no Range ends at the value of a parameter."),
+    Rule("constancy.parameter", POLICY, "ET", "In a sub-function, no other shape hangs on the value of a parameter."),
+    Rule("constancy.diagonal", KNOWN, "ISS-16", "The diagonal of a Trilu is a constant scalar."),
+)
+
+_CONSTANTS = (
+    Rule("constants.half-range", DOCUMENTED, "DOC", "Constants that become fp16 lie within its range, or are -inf."),
+    Rule("constants.not-a-number", POLICY, "DOC", "Constants that become fp16 are numbers."),
+    Rule("constants.int64-range", POLICY, "ET", "INT64 constants that are no bounds of a Slice fit into 32 bits."),
+    Rule("constants.filled", KNOWN, "ET", "No ConstantOfShape is filled with INT32_MAX."),
+)
+
+_INTERFACE = (
+    Rule("states.partner", DOCUMENTED, "SDK", "Each retained state's output has an input of its name."),
+    Rule("states.twice", POLICY, "SDK", "A retained state has one output."),
+    Rule("states.type", DOCUMENTED, "SDK", "Both sides of a retained state have the same type."),
+    Rule("states.shape", DOCUMENTED, "SDK", "Both sides of a retained state have the same shape."),
+    Rule("states.copied", POLICY, "ET", "A retained state is made from more than its input alone."),
+    Rule("custom-io.name", KNOWN, "REG", "Each name is that of an input or output."),
+    Rule("custom-io.blocks", POLICY, "MX", "The last dimension of an mxint8 state is a multiple of 32."),
+    Rule("node-precision.name", POLICY, "DOC", "Each name is that of a node's first output."),
+    Rule("partitions.node-name", POLICY, "ET", "The nodes of a partition exist."),
+    Rule("partitions.order", DOCUMENTED, "ET", "The nodes of partitions stand in the graph's order."),
+)
+
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         rule.id: rule
@@ -153,4 +221,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         for rule in group
     }
 )
-"""Every rule by its id."""
+"""Every rule about a command and its side files, by its id."""
+
+GRAPH_RULES: Mapping[str, Rule] = MappingProxyType(
+    {rule.id: rule for group in (_GRAPH, _NODES, _CONSTANTS, _INTERFACE) for rule in group}
+)
+"""Every rule about the graph, and about what the side files say of it, by its id."""

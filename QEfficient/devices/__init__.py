@@ -25,8 +25,8 @@ from QEfficient.specs import CompileSpec, EncodeSpec
 
 logger = logging.getLogger(__name__)
 
-NOT_DEVICES = ("slotted", "cloud_ai_100")
-"""Modules of this package that devices share, and one that cannot run yet."""
+NOT_DEVICES = ("slotted",)
+"""Modules of this package that devices share."""
 FLOAT32_ERROR = 1e-3
 """Of a logit, as a part of the spread between largest and smallest: what another order of float32 sums may do."""
 

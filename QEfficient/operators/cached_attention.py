@@ -16,8 +16,9 @@ import torch
 from QEfficient.operators.context import gather, scatter_eager, zero_dead
 from QEfficient.operators.functions import DOMAIN, body
 
-MASKED = -3.0e38
-"""Score of what must not be seen. Finite: a row that sees nothing (an idle one) then stays finite too."""
+MASKED = -65504.0
+"""Score of what must not be seen. Finite: a row that sees nothing (an idle one) then stays finite too. And no more than
+float16 holds: compilers for it refuse a constant beyond."""
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,13 @@ PASSED: Mapping[str, Kind] = {
 }
 """Options that are told to the compiler as they are, in the order in which they were given."""
 
+_TYPES: Mapping[str, type] = {"_flag": bool, "_whole": int, "_number": float}
+
+OPTION_TYPES: Mapping[str, type] = {
+    name: _TYPES.get(kind.__qualname__.partition(".")[0], str) for name, kind in {**CONSUMED, **PASSED}.items()
+}
+"""What a command line reads a value as."""
+
 DECIDED: Mapping[str, str] = {
     **dict.fromkeys(("m", "model", "aic_binary_dir", "aic_hw"), "where a program lies and runs is the device's to say"),
     **dict.fromkeys(("batchsize", "onnx_define_symbol", "network_specialization_config"), "the geometry decides it"),

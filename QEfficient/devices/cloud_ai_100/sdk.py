@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.util
+import logging
 import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from QEfficient.artifacts import ArtifactStore
 from QEfficient.errors import DeviceError
 
+logger = logging.getLogger(__name__)
+
 ROOT_VARIABLE = "QEFF_QAIC_ROOT"
+SIMULATOR_VARIABLE = "QEFF_QAIC_SIMULATOR"
+"""1, or the version of the SDK that is to be simulated."""
+SIMULATOR, SIMULATED_VERSION = "qaic_simulator", "1.22"
+SIMULATOR_MARK = "SIMULATED"
+"""The file that says so, in the root of a simulated SDK."""
 DEFAULT_ROOT = Path("/opt/qti-aic")
 COMPILERS = (Path("exec/qaic-compile"), Path("exec/qaic-exec"))
 """The present compiler, and the one before it."""
@@ -56,7 +70,33 @@ class Sdk:
 
 def sdk_root() -> Path:
     """The folder that the SDK is expected in."""
+    asked = os.environ.get(SIMULATOR_VARIABLE, "")
+    if asked not in ("", "0"):
+        return simulated_root(SIMULATED_VERSION if asked == "1" else asked)
     return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def is_simulated(root: Path) -> bool:
+    """Whether the tools in this folder are stand-ins."""
+    return (root / SIMULATOR_MARK).is_file()
+
+
+@functools.cache
+def simulated_root(version: str) -> Path:
+    """A folder with stand-ins for the SDK, written on first use. Raises `DeviceError` without the simulator."""
+    if importlib.util.find_spec(SIMULATOR) is None:
+        raise DeviceError(
+            f"the simulator was asked for, but {SIMULATOR} is not installed: pip install 'qefficient[simulator]'."
+        )
+    python = hashlib.sha256(sys.executable.encode()).hexdigest()[:8]
+    root = ArtifactStore().root / f"{SIMULATOR}-{version}-{python}"
+    if not is_simulated(root):
+        command = [sys.executable, "-m", f"{SIMULATOR}.root", str(root), "--sdk", version]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise DeviceError(f"the simulator of SDK {version} cannot be set up: {done.stderr.strip()}")
+    logger.warning("Qualcomm's SDK is simulated (%s): nothing runs on a card.", root)
+    return root
 
 
 def find_sdk() -> Sdk:
@@ -83,6 +123,7 @@ def _absence(root: Path) -> str:
     return (
         f"compiling for the Cloud AI 100 needs the compiler of Qualcomm's Apps SDK, but {found}."
         f" Install the Apps SDK, or set {ROOT_VARIABLE} to the folder that it lies in."
+        f" {SIMULATOR_VARIABLE}=1 takes the simulator in its place (pip install 'qefficient[simulator]')."
     )
 
 

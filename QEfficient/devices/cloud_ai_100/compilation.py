@@ -1,0 +1,183 @@
+"""`compile_program`: the compiler's files are written, it runs, and what it wrote is held against what was asked for.
+
+1. options    checked, before anything is written
+2. graph      constants within float16
+3. files      specializations.json, custom_io.yaml, mdp_ts_<N>.json
+4. run        in a folder of its own: the compiler drops files where it stands
+5. check      exit code, the container, and the sizes of every input and output in it
+6. qconfig    what the program was made from, for people
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from QEfficient.devices.cloud_ai_100 import custom_io, partitions, qconfig
+from QEfficient.devices.cloud_ai_100.command import Compilation, Files, command
+from QEfficient.devices.cloud_ai_100.container import FILE, read_description
+from QEfficient.devices.cloud_ai_100.half_range import within_half
+from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
+from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
+from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
+from QEfficient.devices.slotted import check_batching
+from QEfficient.errors import DeviceError, OptionError
+from QEfficient.program import ExportedProgram, GraphSpec
+from QEfficient.specs import CompileSpec, Specialization
+
+ROLE = "lm"
+LOG = "compiler.log"
+SIMULATOR_SAYS = "qaic simulator"
+LAST_LINES = 12
+QUERY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Which compiler is told what, for which cards."""
+
+    sdk: Sdk
+    options: CompilerOptions
+    hardware: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One compilation, put together."""
+
+    compilation: Compilation
+    graph: GraphSpec
+    entries: Sequence[Specialization]
+
+    @property
+    def binary(self) -> Path:
+        return self.compilation.files.binary
+
+
+def check_options(given: Mapping[str, Any]) -> CompilerOptions:
+    """Options as a user gives them; refused as long as nothing was done for them."""
+    options = read_options(given)
+    options.check_files()
+    if options.enable_qnn:
+        raise OptionError("enable_qnn is not supported yet: compile without it.")
+    if options.mdp_num_partitions > 1:
+        raise OptionError("mdp_num_partitions is not supported yet: bring a file with mdp_load_partition_config.")
+    return options
+
+
+def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
+    """Write the compiled program and everything that belongs to it into `folder`; returns the report."""
+    options, sdk = check_options(spec.device_options), find_sdk()
+    hardware = options.aic_hw_version or _hardware(sdk)
+    _check_program(program, spec, hardware)
+    with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
+        onnx = within_half(program.onnx_path(ROLE), Path(scratch))
+        asked = _put_together(program, spec, Compiler(sdk, options, hardware), onnx, folder)
+        arguments = command(asked.compilation)
+        said = run_compiler(arguments, folder)
+    _check_result(asked)
+    _write_qconfig(program, spec, asked, folder)
+    return {
+        "sdk": sdk.version,
+        "hardware": hardware,
+        "simulated": SIMULATOR_SAYS in said,
+        "command": arguments,
+        "devices": options.num_devices,
+        "specializations": len(asked.entries),
+    }
+
+
+def _check_program(program: ExportedProgram, spec: CompileSpec, hardware: str) -> None:
+    check_batching(program.graphs[ROLE].spec, spec)
+    if program.dtype == "bfloat16" and hardware == "ai100":
+        raise DeviceError(
+            f"{program.model.name} was exported in bfloat16, which the {hardware} does not compute in."
+            " Export it in float16 or float32: it is compiled for float16."
+        )
+
+
+def _put_together(program: ExportedProgram, spec: CompileSpec, compiler: Compiler, onnx: Path, folder: Path) -> _Asked:
+    """Write the files that the compiler reads."""
+    graph, options, sdk = program.graphs[ROLE].spec, compiler.options, compiler.sdk
+    entries = spec.specializations(graph.windows)
+    precisions = custom_io.custom_io_text(graph, program.dtype, options.mxint8_kv_cache)
+    files = Files.within(folder, onnx, options.num_devices, precisions is not None)
+    files.specializations.write_text(specializations_text(entries, sdk), encoding="utf-8")
+    if files.custom_io is not None and precisions is not None:
+        files.custom_io.write_text(precisions, encoding="utf-8")
+    if files.slices is not None and options.slices_tensors:
+        files.slices.write_text(partitions.slices_text(options.num_devices, options.num_cores), encoding="utf-8")
+    compilation = Compilation(sdk, files, options, compiler.hardware, program.dtype, bool(graph.states))
+    return _Asked(compilation, graph, entries)
+
+
+def run_compiler(arguments: Sequence[str], folder: Path) -> str:
+    """Run it to its end; everything that it says is kept in `folder`. Raises `DeviceError` if it fails."""
+    with TemporaryDirectory(prefix="qefficient-compiler-") as scratch:
+        try:
+            done = subprocess.run(
+                arguments, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+            )
+        except OSError as error:
+            raise DeviceError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
+    said = f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
+    (folder / LOG).write_text(said, encoding="utf-8")
+    if done.returncode:
+        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LAST_LINES:])
+        raise DeviceError(
+            f"the compiler ended with exit code {done.returncode}: {last or 'it said nothing'}\n"
+            f"command: {shlex.join(arguments)}"
+        )
+    return said
+
+
+def _check_result(asked: _Asked) -> None:
+    """Hold the container against what was asked for: its tensors, and their sizes in every specialization."""
+    path = asked.binary / FILE
+    if not path.is_file():
+        raise DeviceError(f"the compiler ended without an error, but wrote no {FILE}. What it said is in {LOG}.")
+    found = read_description(path).sizes()
+    wanted = [_sizes(asked.graph, entry) for entry in asked.entries]
+    for entry, sizes in zip(asked.entries, wanted, strict=True):
+        if sizes not in found:
+            differing = _difference(sizes, found)
+            raise DeviceError(f"the compiled program does not take what '{entry.name}' asks for: {differing}.")
+    if len(found) != len(wanted):
+        raise DeviceError(f"the compiled program has {len(found)} specializations, but {len(wanted)} were asked for.")
+
+
+def _sizes(graph: GraphSpec, entry: Specialization) -> dict[str, tuple[int, ...]]:
+    tensors = (*graph.all_inputs, *graph.all_outputs)
+    return {tensor.name: tensor.resolve(entry.symbols) for tensor in tensors}
+
+
+def _difference(wanted: Mapping[str, tuple[int, ...]], found: Sequence[Mapping[str, tuple[int, ...]]]) -> str:
+    """The first tensor that differs from the specialization that is nearest."""
+    nearest = max(found, key=lambda sizes: sum(sizes.get(name) == size for name, size in wanted.items()), default={})
+    for name, size in wanted.items():
+        if nearest.get(name) != size:
+            return f"{name} should be {list(size)} and is {list(nearest[name]) if name in nearest else 'not there'}"
+    extra = sorted(set(nearest) - set(wanted))
+    return f"it has {', '.join(extra)} besides"
+
+
+def _hardware(sdk: Sdk) -> str:
+    """The generation of this machine's cards; the older where nobody can say."""
+    try:
+        done = subprocess.run([sdk.query_tool, "-q"], capture_output=True, text=True, timeout=QUERY_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return hardware_version("")
+    return hardware_version(done.stdout)
+
+
+def _write_qconfig(program: ExportedProgram, spec: CompileSpec, asked: _Asked, folder: Path) -> None:
+    origin = qconfig.Origin(str(program.onnx_path(ROLE)))
+    compiler = qconfig.compiler_config(spec, asked.compilation.options)
+    content = qconfig.qconfig({}, origin, compiler, asked.compilation.sdk)
+    (folder / qconfig.FILE).write_text(json.dumps(content, indent=4), encoding="utf-8")

@@ -1,0 +1,213 @@
+"""`QAICInferenceSession`: buffers in, buffers out, over the runtime of Qualcomm's SDK; what scripts drive directly."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from QEfficient.devices.cloud_ai_100.sdk import sdk_root
+
+logger = logging.getLogger(__name__)
+
+RUNTIME, MESSAGES = "qaicrt", "QAicApi_pb2"
+TIMEOUT_MS = 60_000
+NUMPY_TYPES = {
+    "FLOAT_TYPE": np.float32,
+    "FLOAT_16_TYPE": np.float16,
+    "INT8_Q_TYPE": np.int8,
+    "UINT8_Q_TYPE": np.uint8,
+    "INT16_Q_TYPE": np.int16,
+    "INT32_Q_TYPE": np.int32,
+    "INT32_I_TYPE": np.int32,
+    "INT64_I_TYPE": np.int64,
+    "INT8_TYPE": np.int8,
+}
+INTERNAL, PUBLIC = "_InternalRetainedState", "_RetainedState"
+
+Array = np.ndarray
+Shape = tuple[int, tuple[int, ...]]
+"""Bytes of an item, and sizes."""
+
+
+def load_runtime() -> tuple[Any, Any]:
+    """The SDK's modules. Raises `ImportError` that says where they were looked for."""
+    folders = [sdk_root() / "dev" / "lib" / platform.machine(), sdk_root() / "dev" / "python"]
+    for name in (RUNTIME, MESSAGES):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
+            break
+    try:
+        return importlib.import_module(RUNTIME), importlib.import_module(MESSAGES)
+    except ImportError as error:
+        raise ImportError(
+            f"running on the Cloud AI 100 needs the modules {RUNTIME} and {MESSAGES} of Qualcomm's Apps SDK, which are"
+            f" not in {' nor in '.join(map(str, folders))}: {error}."
+        ) from error
+
+
+class QAICInferenceSession:
+    """One program on one device, or on several that share it."""
+
+    def __init__(
+        self,
+        qpc_path: str | Path,
+        device_ids: Sequence[int] | None = None,
+        activate: bool = True,
+        enable_debug_logs: bool = False,
+        data_path_timeout_ms: int = TIMEOUT_MS,
+    ) -> None:
+        """`qpc_path`: the folder with programqpc.bin. Without `device_ids` the runtime chooses a device."""
+        if not (Path(qpc_path) / "programqpc.bin").is_file():
+            raise FileNotFoundError(f"{qpc_path} holds no programqpc.bin.")
+        self._runtime, self._messages = load_runtime()
+        self._types = _numpy_types(self._messages)
+        ids = list(device_ids or [])
+        self._context = self._runtime.Context(self._runtime.QIDList(ids)) if ids else self._runtime.Context()
+        self._queue = self._runtime.Queue(self._context, ids[0] if ids else 0)
+        if enable_debug_logs:
+            self._check(self._context.setLogLevel(self._runtime.QLogLevel.QL_DEBUG), "set the level of the log")
+        qpc = self._runtime.Qpc(str(qpc_path))
+        self._describe(qpc)
+        self.program = self._program(qpc, ids, data_path_timeout_ms)
+        self._check(self.program.load(), "load the program")
+        self.execObj: Any = None
+        self._active = False
+        self.qbuffers = [self._runtime.QBuffer(bytes(binding.size)) for binding in self.bindings]
+        self._shapes: list[Shape] = [self._shape(binding.type, binding.dims) for binding in self.bindings]
+        if activate:
+            self.activate()
+
+    @property
+    def input_names(self) -> list[str]:
+        return [b.name for b in self.bindings if b.dir == self._messages.BUFFER_IO_TYPE_INPUT]
+
+    @property
+    def output_names(self) -> list[str]:
+        return [b.name for b in self.bindings if b.dir == self._messages.BUFFER_IO_TYPE_OUTPUT]
+
+    def activate(self) -> None:
+        """Take the device's cores; nothing happens if they are taken already."""
+        if self._active:
+            return
+        try:
+            self._check(self.program.activate(), "activate the program")
+            self.execObj = self._runtime.ExecObj(self._context, self.program)
+        except BaseException:
+            self.program.deactivate()  # what was taken of a device must not stay with who cannot use it
+            raise
+        self._active = True
+
+    def deactivate(self) -> None:
+        """Give the cores back; the state of the program is lost. Idempotent."""
+        if not self._active:
+            return
+        self.execObj = None  # before the program: the runtime refuses otherwise
+        self._active = False
+        self._check(self.program.deactivate(), "deactivate the program")
+
+    def set_buffers(self, buffers: Mapping[str, Array]) -> None:
+        """Say what inputs hold, and how large outputs will be."""
+        for name, array in buffers.items():
+            if name not in self.binding_index_map:
+                warnings.warn(f"the program has no buffer '{name}': it is left out.", stacklevel=2)
+                continue
+            self._set(self.binding_index_map[name], np.ascontiguousarray(array))
+
+    def skip_buffers(self, names: Iterable[str]) -> None:
+        """Leave these on the device: nothing is copied, and the state stays what it is."""
+        self.set_buffers({name: np.array([]) for name in names})
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; the outputs that were not skipped, as views that cannot be written."""
+        if not self._active:
+            self.activate()
+        self.set_buffers(inputs)
+        dims = self._runtime.BufferDimensionsVecRef(self._shapes)
+        if self.execObj.setData(self.qbuffers, dims) != self._success:
+            raise MemoryError("the runtime refused the buffers (setData): a buffer has another size than its shape.")
+        if self._queue.enqueue(self.execObj) != self._success:
+            raise MemoryError("the runtime did not take the run (enqueue).")
+        status = self.execObj.waitForCompletion()
+        if status != self._success:
+            raise ValueError(self._why(status))
+        status, out = self.execObj.getData()
+        if status != self._success:
+            raise MemoryError("the runtime did not give the outputs (getData).")
+        return self._outputs(out)
+
+    def _outputs(self, out: Sequence[Any]) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for name in self.output_names:
+            index = self.binding_index_map[name]
+            size, dims = self._shapes[index]
+            if 0 in dims or not self.qbuffers[index].size:
+                continue
+            kind = self._types[self.bindings[index].type]
+            array = np.frombuffer(bytes(out[index]), kind).reshape(dims)
+            for alias in _aliases(name):
+                found[alias] = array
+        return found
+
+    def _set(self, index: int, array: Array) -> None:
+        shape = array.shape or (1,)
+        self.qbuffers[index] = self._runtime.QBuffer(array.tobytes())
+        self._shapes[index] = (array.itemsize, shape)
+
+    def _describe(self, qpc: Any) -> None:
+        status, data = qpc.getIoDescriptor()
+        self._check(status, "describe the program")
+        description = self._messages.IoDesc()
+        description.ParseFromString(bytes(data))
+        self.bindings = list(description.selected_set.bindings)
+        self.binding_index_map = {alias: b.index for b in self.bindings for alias in _aliases(b.name)}
+        self.allowed_shapes: list[list[Shape]] = [
+            [self._shape(shape.type, shape.dims) for shape in allowed.shapes] for allowed in description.allowed_shapes
+        ]
+
+    def _program(self, qpc: Any, ids: list[int], timeout: int) -> Any:
+        properties = self._runtime.QAicProgramProperties()
+        properties.dataPathTimeoutMs = timeout
+        if len(ids) > 1:
+            properties.devMapping = ":".join(map(str, ids))
+            return self._runtime.Program(self._context, None, qpc, properties)
+        return self._runtime.Program(self._context, ids[0] if ids else 0, qpc, properties)
+
+    def _shape(self, kind: int, dims: Iterable[int]) -> Shape:
+        return np.dtype(self._types[kind]).itemsize, tuple(dims)
+
+    @property
+    def _success(self) -> Any:
+        return self._runtime.QStatus.QS_SUCCESS
+
+    def _check(self, status: Any, what: str) -> None:
+        if status != self._success:
+            raise RuntimeError(f"the runtime could not {what}: status {status}.")
+
+    def _why(self, status: Any) -> str:
+        """The runtime says a number only: what was passed, and what would have been taken."""
+        passed = {b.name: list(self._shapes[b.index][1]) for b in self.bindings if 0 not in self._shapes[b.index][1]}
+        lines = [f"the run failed with status {status}.", f"passed: {passed}"]
+        for number, allowed in enumerate(self.allowed_shapes):
+            listed = {b.name: list(allowed[b.index][1]) for b in self.bindings if b.name in passed}
+            lines.append(f"allowed ({number}): {listed}")
+        return "\n".join(lines)
+
+
+def _numpy_types(messages: Any) -> dict[int, Any]:
+    return {getattr(messages, name): kind for name, kind in NUMPY_TYPES.items() if hasattr(messages, name)}
+
+
+def _aliases(name: str) -> list[str]:
+    """A buffer is found by its last part too, and a state of a layer's function as if it were the graph's."""
+    names = [name, name.rsplit("/", 1)[-1]]
+    return list(dict.fromkeys([*names, *(n.replace(INTERNAL, PUBLIC) for n in names)]))

@@ -1,0 +1,189 @@
+"""The stand-in for `qaic-compile` and `qaic-exec -compile-only`: refuses what the compiler would, and writes a program.
+
+Environment: `QAIC_SIM_SDK` and `QAIC_SIM_SKU` say what it stands for, `QAIC_SIM_LENIENT=1` leaves rules out that are
+ours or Glow's, `QAIC_SIM_COMPILER_FAULT` makes it fail (abort, exit255, full, slow:<seconds>), and `QAIC_SIM_LEAVE_PARTIAL=1`
+makes a failure leave a folder without a program.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from qaic_simulator.arguments import Arguments
+from qaic_simulator.checking import Checked, check
+from qaic_simulator.compiler_options import OPTIONS
+from qaic_simulator.graph_file import read_model
+from qaic_simulator.graph_rules import check_graph
+from qaic_simulator.operators import OPERATORS
+from qaic_simulator.profiles import TOOLS, Profile, profile_of
+from qaic_simulator.program_file import PROGRAM, program_images, program_settings, write_program
+from qaic_simulator.rules import Refusal
+
+SIMULATOR_LINE = "qaic simulator: no Qualcomm compiler ran"
+FAULTS = ("abort", "exit255", "full", "slow")
+PARTIAL = "partial"
+UNFINISHED = "qaic-simulator"
+OPERATORS_FILE = "OnnxSupportedOperators.txt"
+
+
+class _Breakdown(Exception):
+    """A failure that was asked for."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"asked for by QAIC_SIM_COMPILER_FAULT, exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def main(argv: Sequence[str] | None = None, tool: str = TOOLS[0]) -> int:
+    """Run the tool with these arguments, without its own name, and return its exit code."""
+    print(SIMULATOR_LINE, flush=True)
+    try:
+        profile = _profile()
+        fault = _fault()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    try:
+        checked = check(list(sys.argv[1:] if argv is None else argv), profile, tool)
+    except Refusal as refusal:
+        return _report(refusal, refusal.message)
+    if checked.arguments is None or checked.arguments.action != "compile":
+        return _tell(checked.arguments)
+    return _compile(checked, checked.arguments, profile, fault)
+
+
+def _profile() -> Profile:
+    sdk = os.environ.get("QAIC_SIM_SDK", "1.22")
+    is_strict = os.environ.get("QAIC_SIM_LENIENT") != "1"
+    return profile_of(sdk, os.environ.get("QAIC_SIM_SKU", "ultra"), is_strict)
+
+
+def _fault() -> str:
+    fault = os.environ.get("QAIC_SIM_COMPILER_FAULT", "")
+    kind, _, seconds = fault.partition(":")
+    if fault and (kind not in FAULTS or not seconds.replace(".", "", 1).isdecimal() and kind == "slow"):
+        raise ValueError(f"QAIC_SIM_COMPILER_FAULT '{fault}' is none of {', '.join(FAULTS)}:<seconds>.")
+    return fault
+
+
+def _tell(arguments: Arguments | None) -> int:
+    """What is asked of the tool itself: its options, or the operators that it knows."""
+    if arguments is not None and arguments.action == "operators":
+        Path(OPERATORS_FILE).write_text("\n".join(sorted(OPERATORS)) + "\n", encoding="utf-8")
+        print(f"Supported operators are written to {OPERATORS_FILE}")
+        return 0
+    for option in OPTIONS.values():
+        print(f"  -{option.name}{'=<value>' if option.takes_value else ''}")
+    return 0
+
+
+def _report(refusal: Refusal, text: str) -> int:
+    rule = refusal.rule
+    print(text, file=sys.stderr)
+    print(f"simulator rule: {rule.id} ({rule.severity}, {rule.source})", file=sys.stderr)
+    return refusal.exit_code
+
+
+def _importer_text(message: str) -> str:
+    return f"QAIC_ERROR:\nError message:  {message}\nQAICException:Unable to AddNodesToGraphFromModel"
+
+
+def _compile(checked: Checked, arguments: Arguments, profile: Profile, fault: str) -> int:
+    folder = Path(arguments.text("aic-binary-dir"))
+    for note in arguments.notes:
+        print(note, file=sys.stderr)
+    print(f"Reading ONNX Model from {arguments.text('m')}")
+    print("Compile started ...", flush=True)
+    if arguments.has("convert-to-fp16"):
+        print("Compiling model with FP16 precision.", flush=True)
+    try:
+        _break_down(fault)
+        _write(folder, checked, profile, fault)
+    except Refusal as refusal:
+        _leave_partial(folder)
+        return _report(refusal, _importer_text(refusal.message))
+    except (OSError, _Breakdown) as error:
+        _leave_partial(folder)
+        print(f"QAIC_ERROR:\nError message:  {error}\nUnable to Compile", file=sys.stderr)
+        return error.exit_code if isinstance(error, _Breakdown) else 1
+    print(f"Generated binary is present at {folder}")
+    return 0
+
+
+def _break_down(fault: str) -> None:
+    """Fail, or take long, as the environment asks."""
+    kind, _, seconds = fault.partition(":")
+    if kind == "slow":
+        time.sleep(float(seconds))
+    elif kind == "abort":
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGABRT)
+    elif kind == "exit255":
+        raise _Breakdown(255)
+
+
+def _leave_partial(folder: Path) -> None:
+    if os.environ.get("QAIC_SIM_LEAVE_PARTIAL") == "1":
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PARTIAL).write_text("The compiler failed.\n", encoding="utf-8")
+
+
+def _write(folder: Path, checked: Checked, profile: Profile, fault: str) -> None:
+    """Check the graph and write the program beside its folder, which gets its name when all is there."""
+    path = Path((checked.arguments or Arguments("", {})).text("m"))
+    model = read_model(path, profile)
+    imported = check_graph(model, path, checked, profile)
+    images = program_images(model, path, checked, imported)
+    target = folder.absolute()
+    unfinished = target.with_name(f".{target.name}.{UNFINISHED}.{os.getpid()}")
+    _clear_stale(unfinished)
+    unfinished.mkdir(parents=True)
+    try:
+        write_program(unfinished, images, checked, program_settings(checked, imported, profile))
+        if fault == "full":
+            _fill_disk(unfinished / PROGRAM)
+        _publish(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _clear_stale(unfinished: Path) -> None:
+    """Remove what a compiler left that was killed while it wrote into the same folder."""
+    for left in unfinished.parent.glob(f"{unfinished.stem}.*"):
+        process = left.suffix[1:]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
+
+
+def _fill_disk(program: Path) -> None:
+    os.truncate(program, program.stat().st_size // 2)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _publish(unfinished: Path, target: Path) -> None:
+    if target.is_dir() and any(target.iterdir()):  # lenient: the rule about it is ours
+        for path in sorted(unfinished.iterdir()):
+            path.replace(target / path.name)
+        return
+    unfinished.rename(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The model as a file: whether it can be read at all, and what it says of itself before any shape is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from onnx import TensorProto, external_data_helper
+
+from qaic_simulator.operators import CUSTOM_DOMAINS, CUSTOM_OPERATORS, OPERATORS
+from qaic_simulator.profiles import Profile
+from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, Refusal
+
+LARGEST_FILE = 2**31 - 1
+OLDEST_IR_VERSION = 3
+OPSETS = range(11, 19)
+ONNX_DOMAINS = ("", "ai.onnx")
+LARGEST_OPERAND = 4096
+"""Bytes up to which external data may be an operand that decides about shapes."""
+
+
+def refuse(rule_id: str, message: str, profile: Profile) -> None:
+    """Raise the refusal of a graph, or return where the profile does not apply the rule."""
+    rule = GRAPH_RULES[rule_id]
+    if profile.strict or rule.severity in LENIENT_SEVERITIES:
+        raise Refusal(rule, message)
+
+
+def read_model(path: Path, profile: Profile) -> onnx.ModelProto:
+    """The model of a file, without its external data."""
+    text = f"MODEL_LOADER_INVALID_PROTOBUF: Failed to parse ModelProto of {path.name}"
+    if path.stat().st_size > LARGEST_FILE:
+        refuse("graph.size", text, profile)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.HasField("graph") or not _is_text(model):
+        raise Refusal(GRAPH_RULES["graph.parse"], text)
+    known = set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+    if not all(tensor.data_type in known for tensor in tensors_of(model)):
+        raise Refusal(GRAPH_RULES["graph.parse"], f"{text}: a tensor has no type")
+    return model
+
+
+def _is_text(message: Message) -> bool:
+    """Whether what should be text is: a reader in Python hands out bytes where it is not."""
+    for field, value in message.ListFields():
+        values = [value] if isinstance(value, (str, bytes, Message)) else value
+        if field.type == FieldDescriptor.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            return False
+        if field.type == FieldDescriptor.TYPE_MESSAGE and not all(_is_text(inner) for inner in values):
+            return False
+    return True
+
+
+def nodes_within(nodes: object) -> Iterator[onnx.NodeProto]:
+    """Nodes, each followed by those of its bodies."""
+    for node in nodes:  # type: ignore[attr-defined]  # a repeated field, which has no public type
+        yield node
+        for body in bodies_of(node):
+            yield from nodes_within(body.node)
+
+
+def bodies_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node of control flow has for attributes."""
+    return [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+
+
+def names_from_outside(body: onnx.GraphProto) -> set[str]:
+    """The names that a body uses of the graph that it is in."""
+    made = {value.name for value in (*body.input, *body.initializer)}
+    used: set[str] = set()
+    for node in body.node:
+        used |= names_used(node)
+        made |= set(node.output)
+    return (used | {value.name for value in body.output}) - made - {""}
+
+
+def names_used(node: onnx.NodeProto) -> set[str]:
+    """The names that a node uses, in its bodies too."""
+    inside: Iterable[set[str]] = (names_from_outside(body) for body in bodies_of(node))
+    return set(node.input).union(*inside) - {""}
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's operators; 0 if the model does not say."""
+    return next((opset.version for opset in model.opset_import if opset.domain in ONNX_DOMAINS), 0)
+
+
+def node_text(node: onnx.NodeProto, model: onnx.ModelProto, text: str) -> str:
+    """A message of the importer about a node."""
+    name = node.name or (node.output[0] if node.output else node.op_type)
+    versions = f"opset_version-{opset_of(model)}, ir_version-{model.ir_version}"
+    return f"[Operator-'{name}', {versions}] : {text}"
+
+
+def check_file(model: onnx.ModelProto, path: Path, profile: Profile) -> None:
+    """Refuse a version, external data or an operator that the importer does not know."""
+    if model.ir_version < OLDEST_IR_VERSION:
+        refuse("graph.ir-version", f"IR version {model.ir_version} is below {OLDEST_IR_VERSION}.", profile)
+    opset = opset_of(model)
+    if not opset:
+        refuse("graph.no-opset", "The model does not say which opset of ONNX it uses.", profile)
+    elif opset not in OPSETS:
+        refuse("graph.opset", f"Opset {opset} is none of {OPSETS[0]} to {OPSETS[-1]}.", profile)
+    for tensor in tensors_of(model):
+        if external_data_helper.uses_external_data(tensor):
+            _check_external(tensor, path.parent, profile)
+        elif tensor.raw_data and len(tensor.raw_data) != byte_size(tensor):
+            text = f"The data of {tensor.name} is {len(tensor.raw_data)} bytes, but {byte_size(tensor)} are needed."
+            refuse("graph.malformed", text, profile)
+    _check_operators(model, profile)
+    _check_order(model, profile)
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All constants of a model: those of the graph, of its bodies, and of nodes that are constants."""
+    yield from model.graph.initializer
+    functions = [node for function in model.functions for node in function.node]
+    for node in nodes_within([*model.graph.node, *functions]):
+        for body in bodies_of(node):
+            yield from body.initializer
+        yield from (attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR)
+
+
+def external_place(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """The file of a tensor's data, where in it the data begins, and how many bytes it has."""
+    info = external_data_helper.ExternalDataInfo(tensor)
+    return folder / info.location, int(info.offset or 0), int(info.length or byte_size(tensor))
+
+
+def byte_size(tensor: onnx.TensorProto) -> int:
+    """The bytes of a tensor's elements, two to a byte where they have four bits."""
+    elements = 1
+    for size in tensor.dims:
+        elements *= size
+    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
+        return -(-elements // 2)
+    return elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _check_external(tensor: onnx.TensorProto, folder: Path, profile: Profile) -> None:
+    try:
+        path, offset, length = external_place(tensor, folder)
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+    except ValueError as error:
+        raise Refusal(GRAPH_RULES["graph.external"], f"The data of {tensor.name} has no place: {error}.") from error
+    if not is_inside:
+        refuse("graph.external-folder", f"The data of {tensor.name} is outside the model's folder: {path}.", profile)
+    if not path.is_file():
+        raise Refusal(GRAPH_RULES["graph.external"], f"The data of {tensor.name} is absent: no file {path.name}.")
+    there = path.stat().st_size
+    if offset < 0 or offset + length > there or length != byte_size(tensor):
+        text = f"The data of {tensor.name} is {length} bytes at {offset} of the {there} of {path.name}"
+        raise Refusal(GRAPH_RULES["graph.external"], f"{text}, but {byte_size(tensor)} are needed.")
+
+
+def _check_operators(model: onnx.ModelProto, profile: Profile) -> None:
+    functions = {(function.domain, function.name) for function in model.functions}
+    own = {domain for domain, _ in functions}
+    inside = [node for function in model.functions for node in function.node]
+    for node in nodes_within([*model.graph.node, *inside]):
+        if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+            refuse("graph.sequence", node_text(node, model, f"{node.op_type}: sequences are not supported."), profile)
+        if node.domain not in {*ONNX_DOMAINS, *CUSTOM_DOMAINS, *own}:
+            refuse("graph.domain", node_text(node, model, f"Domain '{node.domain}' is not supported."), profile)
+        is_known = node.domain in ONNX_DOMAINS and node.op_type in OPERATORS
+        if not is_known and (node.domain, node.op_type) not in functions | CUSTOM_OPERATORS:
+            refuse("graph.operator", node_text(node, model, f"Failed to load operator {node.op_type} ."), profile)
+
+
+def _check_order(model: onnx.ModelProto, profile: Profile) -> None:
+    graph = model.graph
+    known = {value.name for value in (*graph.input, *graph.initializer)}
+    for node in graph.node:
+        for name in sorted(names_used(node) - known):
+            refuse("graph.order", node_text(node, model, f"Nothing before it is called {name}."), profile)
+        known |= set(node.output)
+    for name in (value.name for value in graph.output if value.name not in known):
+        refuse("graph.order", f"Nothing is called {name}, which is an output.", profile)
+
+
+def with_small_data(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The model with those external data in it that may decide about shapes."""
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    for tensor in filled.graph.initializer:
+        if external_data_helper.uses_external_data(tensor) and byte_size(tensor) <= LARGEST_OPERAND:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return filled

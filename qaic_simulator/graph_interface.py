@@ -1,0 +1,125 @@
+"""What goes in and out of a graph, and the names that the side files say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx
+
+from qaic_simulator.custom_io import STATE_SUFFIXES, input_of_state
+from qaic_simulator.graph_binding import Program
+from qaic_simulator.graph_file import names_used, nodes_within, refuse
+from qaic_simulator.node_precision import NodePrecision
+from qaic_simulator.partitions import PartitionConfig
+from qaic_simulator.profiles import Profile
+from qaic_simulator.specializations import Specialization
+
+MICROSCALING_BLOCK = 32
+
+
+def sizes_of(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
+    """The dimensions that the graph gives an input: numbers, symbols, or an empty text for none of these."""
+    dimensions = value.type.tensor_type.shape.dim
+    return tuple(int(d.dim_value) if d.HasField("dim_value") else str(d.dim_param) for d in dimensions)
+
+
+def own_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a host feeds: old graphs list their weights among the inputs too."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in constants]
+
+
+def check_symbols(graph: onnx.GraphProto, entries: Sequence[Specialization], profile: Profile) -> None:
+    """Refuse an entry that leaves a symbol of an input open."""
+    for value in own_inputs(graph):
+        for entry in entries:
+            missing = [size for size in sizes_of(value) if isinstance(size, str) and size not in entry.symbols]
+            if missing and missing[0]:
+                text = f"Symbol {missing[0]} of input {value.name} has no value in specialization {entry.name}"
+                refuse("graph.unbound", text.rstrip(), profile)
+
+
+def live_inputs(program: Program) -> tuple[str, ...]:
+    """The inputs that some output depends on, be it by their shape only, in the order of the graph."""
+    graph = program.bound.model.graph
+    needed = {value.name for value in graph.output}
+    for node in reversed(program.nodes):
+        if needed & set(node.output):
+            needed |= names_used(node)
+    return tuple(value.name for value in own_inputs(graph) if value.name in needed)
+
+
+def check_states(program: Program) -> None:
+    """Refuse a retained state whose output does not belong to an input, or is that input."""
+    graph = program.bound.model.graph
+    inputs = {value.name for value in own_inputs(graph)}
+    seen: set[str] = set()
+    for output in (value.name for value in graph.output):
+        name = input_of_state(output)
+        if not name:
+            continue
+        if name not in inputs:
+            program.refuse("states.partner", f"{output} has no input {name}.")
+            continue
+        if name in seen:
+            program.refuse("states.twice", f"{name} has two outputs.")
+        seen.add(name)
+        _check_pair(program, name, output)
+
+
+def _check_pair(program: Program, name: str, output: str) -> None:
+    kinds = [program.element_type(side) for side in (name, output)]
+    if kinds[0] != kinds[1]:
+        texts = [onnx.TensorProto.DataType.Name(kind) for kind in kinds]
+        program.refuse("states.type", f"{name} is {texts[0]}, but {output} is {texts[1]}.")
+    shapes = [program.bound.shapes.get(side) for side in (name, output)]
+    if shapes[0] != shapes[1]:
+        program.refuse("states.shape", f"{name} has shape {shapes[0]}, but {output} has {shapes[1]}.")
+    makers = {made: node for node in program.nodes for made in node.output}
+    source = output
+    while source in makers and makers[source].op_type == "Identity":
+        source = makers[source].input[0]
+    if source not in makers or source in program.bound.constants:
+        program.refuse("states.copied", f"{output} is a copy of {source}.")
+
+
+def check_custom_io(program: Program, precisions: Mapping[str, str]) -> None:
+    """Refuse precisions of what is no input or output, and mxint8 states that are no whole blocks."""
+    graph = program.bound.model.graph
+    names = {value.name for value in (*own_inputs(graph), *graph.output)}
+    for name, precision in precisions.items():
+        inner = input_of_state(name) + STATE_SUFFIXES[0]
+        found = name if name in names else inner if input_of_state(name) and inner in names else ""
+        if not found:
+            program.refuse("custom-io.name", f"{name} is no input or output of the model.")
+        elif precision == "mxint8" and program.bound.is_static(found):
+            shape = program.shape(found)
+            if not shape or shape[-1] % MICROSCALING_BLOCK:
+                text = f"{name} of shape {shape} does not end in whole blocks of {MICROSCALING_BLOCK}."
+                program.refuse("custom-io.blocks", text)
+
+
+def check_node_precision(program: Program, model: onnx.ModelProto, precision: NodePrecision) -> None:
+    """Refuse names that are no node's first output, in the graph or in what its functions become."""
+    nodes = [*nodes_within(model.graph.node), *nodes_within(program.nodes)]
+    firsts = {node.output[0] for node in nodes if node.output}
+    for name in (*precision.fp16, *precision.fp32):
+        if name not in firsts:
+            program.refuse("node-precision.name", f"{name} is no node's first output.")
+
+
+def check_partitions(program: Program, model: onnx.ModelProto, config: PartitionConfig) -> None:
+    """Refuse nodes that do not exist, and an order that is not the graph's."""
+    listed = [name for partition in config.partitions for name in partition.nodes]
+    orders = [_places(model.graph.node), _places(program.nodes)]
+    for name in listed:
+        if not any(name in order for order in orders):
+            program.refuse("partitions.node-name", f"No node is called {name}.")
+    for order in orders:
+        places = [order[name] for name in listed if name in order]
+        if places != sorted(set(places)):
+            program.refuse("partitions.order", "The nodes of the partitions are not in the order of the graph.")
+
+
+def _places(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    return {node.name: place for place, node in enumerate(nodes) if node.name}

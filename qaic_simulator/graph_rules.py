@@ -1,0 +1,90 @@
+"""All that the stand-in compiler asks of a graph, once for each specialization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from qaic_simulator import graph_interface as interface
+from qaic_simulator.checking import Checked
+from qaic_simulator.graph_binding import Program, bind_program, check_fit
+from qaic_simulator.graph_file import check_file, with_small_data
+from qaic_simulator.graph_functions import check_functions
+from qaic_simulator.graph_memory import check_memory
+from qaic_simulator.graph_nodes import check_nodes
+from qaic_simulator.graph_schemas import check_schemas
+from qaic_simulator.graph_values import check_constants, check_values
+from qaic_simulator.profiles import Profile
+from qaic_simulator.specializations import Specialization, check_against
+
+
+@dataclass(frozen=True)
+class StaticShapes:
+    """The shapes of one specialization, in the order of the graph."""
+
+    name: str
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A graph that passed."""
+
+    specializations: tuple[StaticShapes, ...]
+    live_inputs: tuple[str, ...]
+    """Inputs that an output depends on; the compiler tells specializations apart by these alone."""
+
+
+def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, profile: Profile) -> Imported:
+    """What is known of a graph that the compiler takes, or a refusal."""
+    if checked.arguments is None:
+        raise ValueError("A graph is checked for a command that was accepted.")
+    check_file(model, model_path, profile)
+    check_schemas(model, profile)
+    entries = checked.specializations or (Specialization("", checked.arguments.symbols),)
+    if checked.arguments.has("sub-functions"):
+        check_functions(model, profile)
+    interface.check_symbols(model.graph, entries, profile)
+    filled = with_small_data(model, model_path.parent)
+    programs = [_check_program(filled, entry, profile) for entry in entries]
+    if checked.arguments.has("convert-to-fp16"):
+        check_constants(programs[0], model_path.parent)
+    live = interface.live_inputs(programs[0])
+    sizes = {value.name: interface.sizes_of(value) for value in model.graph.input if value.name in live}
+    check_against(sizes, entries, profile)
+    _check_side_files(programs[0], model, checked)
+    devices = len(checked.partitions.devices) if checked.partitions else 1
+    check_memory(programs, checked.arguments, checked.custom_io, devices)
+    return Imported(_shapes(programs, entries), live)
+
+
+def _check_program(model: onnx.ModelProto, entry: Specialization, profile: Profile) -> Program:
+    program = bind_program(model, entry.symbols, profile)
+    check_nodes(program)
+    check_fit(program)
+    check_values(program)
+    interface.check_states(program)
+    return program
+
+
+def _check_side_files(program: Program, model: onnx.ModelProto, checked: Checked) -> None:
+    interface.check_custom_io(program, checked.custom_io)
+    if checked.node_precision:
+        interface.check_node_precision(program, model, checked.node_precision)
+    if checked.partitions:
+        interface.check_partitions(program, model, checked.partitions)
+
+
+def _shapes(programs: Sequence[Program], entries: Sequence[Specialization]) -> tuple[StaticShapes, ...]:
+    return tuple(
+        StaticShapes(
+            entry.name,
+            {value.name: program.shape(value.name) for value in interface.own_inputs(program.bound.model.graph)},
+            {value.name: program.shape(value.name) for value in program.bound.model.graph.output},
+        )
+        for program, entry in zip(programs, entries, strict=True)
+    )

@@ -1,0 +1,151 @@
+"""A folder that looks like an installed SDK, in which the tools are stand-ins.
+
+`python -m qaic_simulator.root FOLDER [--sdk 1.21]` writes one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from qaic_simulator.profiles import SDKS
+
+DEFAULT_SDK = "1.22"
+EXECUTABLE = 0o755
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What the files of a root say: which release it is, and which Python runs its tools."""
+
+    sdk: str
+    python: str
+
+    @property
+    def version(self) -> str:
+        """The release as the SDK writes it, in three numbers."""
+        return f"{self.sdk}.0"
+
+
+def _script(code: str) -> Callable[[Installation], str]:
+    """A tool that runs a line of Python with this package."""
+
+    def text(installation: Installation) -> str:
+        package = shlex.quote(str(Path(__file__).resolve().parent.parent))
+        return "\n".join(
+            [
+                "#!/bin/sh",
+                "# A stand-in: no Qualcomm tool runs here.",
+                f"QAIC_SIM_SDK={shlex.quote(installation.sdk)}",
+                f"PYTHONPATH={package}${{PYTHONPATH:+:$PYTHONPATH}}",
+                "export QAIC_SIM_SDK PYTHONPATH",
+                f'exec {shlex.quote(installation.python)} -c {shlex.quote(code)} "$@"',
+                "",
+            ]
+        )
+
+    return text
+
+
+def _compiler(tool: str) -> Callable[[Installation], str]:
+    return _script(f"import sys; from qaic_simulator.compiler import main; sys.exit(main(tool='{tool}'))")
+
+
+def _versions(part: str) -> Callable[[Installation], str]:
+    """The file that names the release of one part of the SDK."""
+
+    def text(installation: Installation) -> str:
+        base = f"<base_version>{installation.version}</base_version>"
+        return (
+            f'<?xml version="1.0"?>\n<versions>\n  <{part}>{base}<build_id>simulator</build_id></{part}>\n</versions>\n'
+        )
+
+    return text
+
+
+def _version_tool(installation: Installation) -> str:
+    """Prints the release of each part, or of the one that is asked for."""
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            'case "$1" in',
+            f'  --apps) echo "apps:{installation.version}" ;;',
+            f'  --platform) echo "platform:{installation.version}" ;;',
+            f'  "") echo "platform:{installation.version}"; echo "apps:{installation.version}" ;;',
+            '  *) echo "usage: qaic-version-util [--apps | --platform]" >&2; exit 1 ;;',
+            "esac",
+            "",
+        ]
+    )
+
+
+def _module(name: str) -> Callable[[Installation], str]:
+    """A module of the SDK that is one of this package."""
+
+    def text(installation: Installation) -> str:
+        package = str(Path(__file__).resolve().parent.parent)
+        return (
+            f"import sys\n\nif {package!r} not in sys.path:\n    sys.path.append({package!r})\n"
+            f"from qaic_simulator.{name} import *  # noqa: E402, F403\n"
+        )
+
+    return text
+
+
+def _mark(installation: Installation) -> str:
+    """Says what this folder is, last of all files: where it is, all others are."""
+    return f"Stand-ins for the Cloud AI SDK {installation.sdk}: nothing in this folder is Qualcomm's.\n"
+
+
+FILES: Mapping[str, Callable[[Installation], str]] = MappingProxyType(
+    {
+        "exec/qaic-compile": _compiler("qaic-compile"),
+        "exec/qaic-exec": _compiler("qaic-exec"),
+        "versions/apps.xml": _versions("apps"),
+        "versions/platform.xml": _versions("platform"),
+        "tools/qaic-version-util": _version_tool,
+        "tools/qaic-util": _script(
+            "import sys; from qaic_simulator.util_tool import main; sys.exit(main(sys.argv[1:]))"
+        ),
+        f"dev/lib/{platform.machine()}/qaicrt.py": _module("qaicrt"),
+        "dev/python/QAicApi_pb2.py": _module("QAicApi_pb2"),
+        "SIMULATED": _mark,
+    }
+)
+"""What is in a root: each file's place, and what makes its text."""
+EXECUTABLES = ("exec", "tools")
+"""Folders whose files are programs."""
+
+
+def write_root(folder: Path, sdk: str = DEFAULT_SDK, python: str = sys.executable) -> Path:
+    """Write the files of a root into a folder, and return that folder."""
+    if sdk not in SDKS:
+        raise ValueError(f"SDK '{sdk}' has no profile: {', '.join(SDKS)} have.")
+    installation = Installation(sdk, python)
+    for place, text in FILES.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(installation), encoding="utf-8")
+        if path.parent.name in EXECUTABLES:
+            path.chmod(EXECUTABLE)
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a root where the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m qaic_simulator.root", description=write_root.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sdk", choices=SDKS, default=DEFAULT_SDK)
+    given = parser.parse_args(argv)
+    print(write_root(given.folder, given.sdk))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""From an exported program to a compiled one, by the stand-in of the compiler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from QEfficient import QEFFAutoModelForCausalLM
+from QEfficient.devices.cloud_ai_100 import CloudAI100
+from QEfficient.devices.cloud_ai_100.container import read_description
+from QEfficient.errors import DeviceError, OptionError
+from QEfficient.program import ExportedProgram, load_exported
+from QEfficient.specs import CompileSpec
+from QEfficient.verification.tiny_models import tiny_model
+
+SPEC: dict[str, Any] = {"prefill_seq_len": 8, "ctx_len": 64}
+
+
+def exported(folder: Path, model_type: str = "llama", **options: Any) -> ExportedProgram:
+    return load_exported(Path(QEFFAutoModelForCausalLM(tiny_model(model_type), **options).export(folder)).parent)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> ExportedProgram:
+    return exported(tmp_path_factory.mktemp("llama") / "exported", continuous_batching=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    return folder
+
+
+def spec(**options: Any) -> CompileSpec:
+    return CompileSpec(full_batch_size=4, **SPEC, device_options=options)
+
+
+def test_the_program_and_its_files(sdk: str, program: ExportedProgram, folder: Path) -> None:
+    report = CloudAI100().compile(program, spec(mxfp6_matmul=True, mxint8_kv_cache=False, num_cores=14), folder)
+    assert (report["sdk"], report["simulated"], report["specializations"]) == (f"{sdk}.0", True, 2)
+    names = {"specializations.json", "custom_io.yaml", "qconfig.json", "compiler.log", "qpc"}
+    assert {path.name for path in folder.iterdir()} == names
+    entries = json.loads((folder / "specializations.json").read_text())["specializations"]
+    assert ("symbols" in entries[0]) == (sdk == "1.22")
+    sizes = read_description(folder / "qpc" / "programqpc.bin").sizes()
+    assert [entry["input_ids"] for entry in sizes] == [(1, 8), (4, 1)]
+    assert sizes[0]["past_key.0"] == sizes[0]["past_key.0_RetainedState"] == (4, 2, 64, 16)
+    assert "qaic simulator" in (folder / "compiler.log").read_text()
+    recorded = json.loads((folder / "qconfig.json").read_text())["qpc_config"]
+    assert recorded["compiler_config"]["num_cores"] == 14
+    assert recorded["aic_sdk_config"]["qaic_apps_version"].startswith(sdk)
+
+
+def test_several_devices(new_sdk: str, program: ExportedProgram, folder: Path) -> None:
+    report = CloudAI100().compile(program, spec(num_devices=4), folder)
+    assert report["devices"] == 4 and (folder / "mdp_ts_4.json").is_file()
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "qwen3_next", "gpt2"])
+def test_other_models(new_sdk: str, tmp_path: Path, folder: Path, model_type: str) -> None:
+    program = exported(tmp_path / "exported", model_type)
+    assert CloudAI100().compile(program, CompileSpec(batch_size=2, **SPEC), folder)["simulated"]
+
+
+def test_what_the_compiler_refuses(sdk: str, program: ExportedProgram, folder: Path) -> None:
+    """Its own words, and the command."""
+    message = r"exit code 1: .*Invalid option -new-option\.(.|\n)*command: .*qaic-compile -aic-hw .* -new-option"
+    with pytest.raises(DeviceError, match=message):
+        CloudAI100().compile(program, spec(extra_compiler_args=["-new-option"]), folder)
+    assert "Invalid option" in (folder / "compiler.log").read_text()
+
+
+def test_options_are_refused_before_anything_is_written(new_sdk: str, program: ExportedProgram, folder: Path) -> None:
+    with pytest.raises(OptionError, match="'num_coers'"):
+        CloudAI100().compile(program, spec(num_coers=4), folder)
+    assert not list(folder.iterdir())
+
+
+def test_bfloat16_is_for_newer_cards(new_sdk: str, tmp_path: Path, folder: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    wrapped = QEFFAutoModelForCausalLM.from_pretrained(str(tmp_path / "model"), dtype="bfloat16")
+    program = load_exported(Path(wrapped.export(tmp_path / "exported")).parent)
+    with pytest.raises(DeviceError, match="exported in bfloat16, which the ai100 does not compute in"):
+        CloudAI100().compile(program, CompileSpec(**SPEC), folder)
+
+
+def test_a_compiler_that_wrote_something_else(
+    new_sdk: str, program: ExportedProgram, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended without an error, but not with what was asked for."""
+    from QEfficient.devices.cloud_ai_100 import compilation
+
+    monkeypatch.setattr(compilation, "_sizes", lambda graph, entry: {"input_ids": (7, 7)})
+    with pytest.raises(DeviceError, match=r"input_ids should be \[7, 7\] and is \["):
+        CloudAI100().compile(program, spec(), folder)
+
+
+def test_without_an_sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QEFF_QAIC_ROOT", str(tmp_path / "nothing"))
+    reason = CloudAI100.availability()
+    assert reason is not None and "Install the Apps SDK" in reason
