@@ -1,8 +1,8 @@
 """The stand-in for `qaic-compile` and `qaic-exec -compile-only`: refuses what the compiler would, and writes a program.
 
 Environment: `QAIC_SIM_SDK` and `QAIC_SIM_SKU` say what it stands for, `QAIC_SIM_LENIENT=1` leaves rules out that are
-ours or Glow's, `QAIC_SIM_COMPILER_FAULT` makes it fail (abort, exit255, full, slow:<seconds>), and `QAIC_SIM_LEAVE_PARTIAL=1`
-makes a failure leave a folder without a program.
+ours or Glow's, `QAIC_SIM_COMPILER_FAULT` makes it fail (abort, exit255, full, slow:<seconds>), and
+`QAIC_SIM_LEAVE_PARTIAL=1` makes a failure leave a folder without a program.
 """
 
 from __future__ import annotations

@@ -383,13 +383,6 @@ def test_faults_that_do_not_exist(asked: str, adding: str, monkeypatch: pytest.M
         open_program(adding).program.load()
 
 
-@pytest.mark.parametrize("asked", ["abort", "slow:5"])
-def test_faults_of_the_compiler_are_none_here(asked: str, adding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QAIC_SIM_FAULT", asked)
-    host = activated(adding)
-    assert host.run(host.exec_obj(), inputs(past=ZEROS))
-
-
 def test_a_graph_that_cannot_run_is_not_loaded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images = images_of(parsed("g (float[2] x) => (float[2] y) { y = own.Unknown(x) }"))
     host = open_program(write(tmp_path / "qpc", images))
