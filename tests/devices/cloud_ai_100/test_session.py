@@ -13,8 +13,8 @@ import pytest
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices import Batch, Row, get_device
-from QEfficient.devices.cloud_ai_100.inference_session import QAICInferenceSession
 from QEfficient.errors import DeviceError
+from QEfficient.generation.cloud_infer import QAICInferenceSession
 from QEfficient.program import CompiledProgram, load_compiled
 from QEfficient.verification.tiny_models import prompts, tiny_model
 
