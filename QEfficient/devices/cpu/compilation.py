@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from QEfficient.devices.cpu.reductions import keep_reduced_axes
 from QEfficient.devices.cpu.weights import WeightFile
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
+
+logger = logging.getLogger(__name__)
 
 ROLE = "lm"
 GATHERED = 1 << 30
@@ -78,8 +81,14 @@ def _within_memory(options: CpuOptions, model: ir.Model, experts: Sequence[Exper
     of their own."""
     if options.expert_format in BITS or not experts:
         return options
-    most = GATHERED // max(chosen_bytes(experts) * most_chosen(model), 1)
-    return replace(options, max_tokens=max(min(options.max_tokens, most), 1))
+    most = max(GATHERED // max(chosen_bytes(experts) * most_chosen(model), 1), 1)
+    if most >= options.max_tokens:
+        return options
+    logger.warning(
+        "max_tokens is %d in place of %d: experts in %s are copied for each token; int8 and int4 have a kernel.",
+        *(most, options.max_tokens, options.expert_format),
+    )
+    return replace(options, max_tokens=most)
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,16 @@ def test_openvino_computes_them_too(mixture: Exported) -> None:
     assert np.median(np.abs(own - theirs).max(1) / np.ptp(theirs, axis=1)) < 0.03
 
 
-def test_a_run_has_fewer_tokens_where_experts_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_has_fewer_tokens_where_experts_are_copied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The largest matrix of this mixture has 57,344 bytes in float32, and a token has two experts."""
     mixtral = Exported(tiny_model("mixtral"), tmp_path)
     monkeypatch.setattr(compilation, "GATHERED", 5 * 2 * 57_344)
     compiled = mixtral.compile(weight_format="f32", max_tokens=100)
     with get_device("cpu").load(compiled) as session:
         assert session.limits.tokens == session.limits.chunk == 5
+    assert "max_tokens is 5 in place of 100" in caplog.text
     with get_device("cpu").load(mixtral.compile(expert_format="int8", max_tokens=100)) as session:
         assert session.limits.tokens == 100
 
