@@ -33,6 +33,7 @@ from QEfficient.specs import CompileSpec, Specialization
 
 ROLE = "lm"
 LOG = "compiler.log"
+EXPORT_RECORD = "hashed_export_params.json"
 SIMULATOR_SAYS = "qaic simulator"
 LAST_LINES = 12
 QUERY_SECONDS = 60
@@ -81,7 +82,7 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
         asked = _put_together(program, spec, Compiler(sdk, options, hardware), onnx, folder)
         arguments = command(asked.compilation)
         said = run_compiler(arguments, folder)
-    _check_result(asked)
+    _check_result(asked, said)
     _write_qconfig(program, spec, asked, folder)
     return {
         "sdk": sdk.version,
@@ -129,19 +130,23 @@ def run_compiler(arguments: Sequence[str], folder: Path) -> str:
     said = f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
     (folder / LOG).write_text(said, encoding="utf-8")
     if done.returncode:
-        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LAST_LINES:])
+        last = _last_lines(done.stderr or done.stdout)
         raise DeviceError(
-            f"the compiler ended with exit code {done.returncode}: {last or 'it said nothing'}\n"
-            f"command: {shlex.join(arguments)}"
+            f"the compiler ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}"
         )
     return said
 
 
-def _check_result(asked: _Asked) -> None:
+def _last_lines(said: str) -> str:
+    """For an error: the folder with all of it is not kept then."""
+    return "\n".join(said.strip().splitlines()[-LAST_LINES:]) or "it said nothing"
+
+
+def _check_result(asked: _Asked, said: str) -> None:
     """Hold the container against what was asked for: its tensors, and their sizes in every specialization."""
     path = asked.binary / FILE
     if not path.is_file():
-        raise DeviceError(f"the compiler ended without an error, but wrote no {FILE}. What it said is in {LOG}.")
+        raise DeviceError(f"the compiler ended without an error, but wrote no {FILE}: {_last_lines(said)}")
     found = read_description(path).sizes()
     wanted = [_sizes(asked.graph, entry) for entry in asked.entries]
     for entry, sizes in zip(asked.entries, wanted, strict=True):
@@ -176,8 +181,15 @@ def _hardware(sdk: Sdk) -> str:
     return hardware_version(done.stdout)
 
 
+def _model_config(program: ExportedProgram) -> Mapping[str, Any]:
+    """The config of the model, which is among what its export was named by."""
+    record = json.loads((program.folder / EXPORT_RECORD).read_text(encoding="utf-8"))
+    config: Mapping[str, Any] = record["config"]
+    return config
+
+
 def _write_qconfig(program: ExportedProgram, spec: CompileSpec, asked: _Asked, folder: Path) -> None:
     origin = qconfig.Origin(str(program.onnx_path(ROLE)))
     compiler = qconfig.compiler_config(spec, asked.compilation.options)
-    content = qconfig.qconfig({}, origin, compiler, asked.compilation.sdk)
+    content = qconfig.qconfig(_model_config(program), origin, compiler, asked.compilation.sdk)
     (folder / qconfig.FILE).write_text(json.dumps(content, indent=4), encoding="utf-8")

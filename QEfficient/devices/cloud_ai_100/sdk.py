@@ -89,12 +89,18 @@ def simulated_root(version: str) -> Path:
             f"the simulator was asked for, but {SIMULATOR} is not installed: pip install 'qefficient[simulator]'."
         )
     python = hashlib.sha256(sys.executable.encode()).hexdigest()[:8]
+    if not re.fullmatch(r"\d+\.\d+", version):
+        raise DeviceError(
+            f"{SIMULATOR_VARIABLE} is '{version}': give 1, or the version of the SDK to simulate, such as"
+            f" {SIMULATED_VERSION}."
+        )
     root = ArtifactStore().root / f"{SIMULATOR}-{version}-{python}"
     if not is_simulated(root):
         command = [sys.executable, "-m", f"{SIMULATOR}.root", str(root), "--sdk", version]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise DeviceError(f"the simulator of SDK {version} cannot be set up: {done.stderr.strip()}")
+            last = done.stderr.strip().rpartition("\n")[2]
+            raise DeviceError(f"the simulator of SDK {version} cannot be set up: {last}")
     logger.warning("Qualcomm's SDK is simulated (%s): nothing runs on a card.", root)
     return root
 

@@ -50,8 +50,10 @@ def test_the_program_and_its_files(sdk: str, program: ExportedProgram, folder: P
     assert [entry["input_ids"] for entry in sizes] == [(1, 8), (4, 1)]
     assert sizes[0]["past_key.0"] == sizes[0]["past_key.0_RetainedState"] == (4, 2, 64, 16)
     assert "qaic simulator" in (folder / "compiler.log").read_text()
-    recorded = json.loads((folder / "qconfig.json").read_text())["qpc_config"]
+    whole = json.loads((folder / "qconfig.json").read_text())
+    recorded = whole["qpc_config"]
     assert recorded["compiler_config"]["num_cores"] == 14
+    assert whole["huggingface_config"]["model_type"] == "llama"
     assert recorded["aic_sdk_config"]["qaic_apps_version"].startswith(sdk)
 
 
@@ -96,6 +98,17 @@ def test_a_compiler_that_wrote_something_else(
 
     monkeypatch.setattr(compilation, "_sizes", lambda graph, entry: {"input_ids": (7, 7)})
     with pytest.raises(DeviceError, match=r"input_ids should be \[7, 7\] and is \["):
+        CloudAI100().compile(program, spec(), folder)
+
+
+def test_a_compiler_that_wrote_nothing(
+    new_sdk: str, program: ExportedProgram, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it said is all that is left of it."""
+    from QEfficient.devices.cloud_ai_100 import compilation
+
+    monkeypatch.setattr(compilation, "command", lambda asked: ["/bin/echo", "all is well"])
+    with pytest.raises(DeviceError, match=r"wrote no programqpc\.bin: (.|\n)*all is well"):
         CloudAI100().compile(program, spec(), folder)
 
 
