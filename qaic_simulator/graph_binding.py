@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx.inliner import inline_local_functions
 
 from qaic_simulator.folding import BoundGraph, attribute, bind
-from qaic_simulator.graph_file import bodies_of, names_from_outside, node_text, refuse
+from qaic_simulator.graph_file import bodies_of, names_from_outside, node_text
 from qaic_simulator.profiles import Profile
 from qaic_simulator.rules import GRAPH_RULES, Refusal
 
@@ -59,18 +58,18 @@ class Program:
 
     def refuse(self, rule: str, text: str, node: onnx.NodeProto | None = None) -> None:
         """Refuse the program, or return where the profile does not apply the rule."""
-        refuse(rule, node_text(node, self.bound.model, text) if node else text, self.profile)
+        self.profile.refuse(rule, node_text(node, self.bound.model, text) if node else text)
 
 
 def bind_program(model: onnx.ModelProto, symbols: Mapping[str, int], profile: Profile) -> Program:
     """The graph with its symbols replaced, or a refusal of shapes that do not fit one another."""
     numbers = {name: size for name, size in symbols.items() if name}  # a dimension without a symbol has an empty one
     try:
-        bound = bind(_constants_as_initializers(inline_local_functions(model)), numbers)
+        bound = bind(model, numbers)
         for _ in range(MOST_REWRITES):
             if not _rewrite(_program(bound, profile)):
                 break
-            bound = bind(_constants_as_initializers(bound.model), numbers)
+            bound = bind(bound.model, numbers)
     except STUMBLES as error:
         raise Refusal(GRAPH_RULES["graph.mismatch"], _misfit(error)) from error
     return _program(bound, profile)
@@ -86,39 +85,6 @@ def check_fit(program: Program) -> None:
 
 def _misfit(error: Exception) -> str:
     return f"Operands do not fit: {' '.join(str(error).split())}"
-
-
-def _constants_as_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without Constant nodes: inference is told of a folded node's scalar as if it had a dimension."""
-    graph = model.graph
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        value = _constant(node)
-        if value is None:
-            nodes.append(node)
-        else:
-            graph.initializer.append(value)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
-    return model
-
-
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The tensor of a Constant, or None of what is none."""
-    if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
-        return None
-    (given,) = node.attribute
-    tensor = onnx.TensorProto()
-    if given.type == onnx.AttributeProto.TENSOR:
-        tensor.CopyFrom(given.t)
-    elif given.name.startswith(("value_float", "value_int")):
-        kind = np.float32 if given.name.startswith("value_float") else np.int64
-        tensor = numpy_helper.from_array(np.array(helper.get_attribute_value(given), kind))
-    else:
-        return None
-    tensor.name = node.output[0]
-    return tensor
 
 
 def _program(bound: BoundGraph, profile: Profile) -> Program:

@@ -12,7 +12,7 @@ from onnx import TensorProto, external_data_helper
 
 from qaic_simulator.operators import CUSTOM_DOMAINS, CUSTOM_OPERATORS, OPERATORS
 from qaic_simulator.profiles import Profile
-from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, Refusal
+from qaic_simulator.rules import GRAPH_RULES, Refusal
 
 LARGEST_FILE = 2**31 - 1
 OLDEST_IR_VERSION = 3
@@ -22,18 +22,11 @@ LARGEST_OPERAND = 4096
 """Bytes up to which external data may be an operand that decides about shapes."""
 
 
-def refuse(rule_id: str, message: str, profile: Profile) -> None:
-    """Raise the refusal of a graph, or return where the profile does not apply the rule."""
-    rule = GRAPH_RULES[rule_id]
-    if profile.strict or rule.severity in LENIENT_SEVERITIES:
-        raise Refusal(rule, message)
-
-
 def read_model(path: Path, profile: Profile) -> onnx.ModelProto:
     """The model of a file, without its external data."""
     text = f"MODEL_LOADER_INVALID_PROTOBUF: Failed to parse ModelProto of {path.name}"
     if path.stat().st_size > LARGEST_FILE:
-        refuse("graph.size", text, profile)
+        profile.refuse("graph.size", text)
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
@@ -101,18 +94,18 @@ def node_text(node: onnx.NodeProto, model: onnx.ModelProto, text: str) -> str:
 def check_file(model: onnx.ModelProto, path: Path, profile: Profile) -> None:
     """Refuse a version, external data or an operator that the importer does not know."""
     if model.ir_version < OLDEST_IR_VERSION:
-        refuse("graph.ir-version", f"IR version {model.ir_version} is below {OLDEST_IR_VERSION}.", profile)
+        profile.refuse("graph.ir-version", f"IR version {model.ir_version} is below {OLDEST_IR_VERSION}.")
     opset = opset_of(model)
     if not opset:
-        refuse("graph.no-opset", "The model does not say which opset of ONNX it uses.", profile)
+        profile.refuse("graph.no-opset", "The model does not say which opset of ONNX it uses.")
     elif opset not in OPSETS:
-        refuse("graph.opset", f"Opset {opset} is none of {OPSETS[0]} to {OPSETS[-1]}.", profile)
+        profile.refuse("graph.opset", f"Opset {opset} is none of {OPSETS[0]} to {OPSETS[-1]}.")
     for tensor in tensors_of(model):
         if external_data_helper.uses_external_data(tensor):
             _check_external(tensor, path.parent, profile)
         elif tensor.raw_data and len(tensor.raw_data) != byte_size(tensor):
             text = f"The data of {tensor.name} is {len(tensor.raw_data)} bytes, but {byte_size(tensor)} are needed."
-            refuse("graph.malformed", text, profile)
+            profile.refuse("graph.malformed", text)
     _check_operators(model, profile)
     _check_order(model, profile)
 
@@ -150,7 +143,7 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, profile: Profile) ->
     except ValueError as error:
         raise Refusal(GRAPH_RULES["graph.external"], f"The data of {tensor.name} has no place: {error}.") from error
     if not is_inside:
-        refuse("graph.external-folder", f"The data of {tensor.name} is outside the model's folder: {path}.", profile)
+        profile.refuse("graph.external-folder", f"The data of {tensor.name} is outside the model's folder: {path}.")
     if not path.is_file():
         raise Refusal(GRAPH_RULES["graph.external"], f"The data of {tensor.name} is absent: no file {path.name}.")
     there = path.stat().st_size
@@ -165,12 +158,12 @@ def _check_operators(model: onnx.ModelProto, profile: Profile) -> None:
     inside = [node for function in model.functions for node in function.node]
     for node in nodes_within([*model.graph.node, *inside]):
         if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
-            refuse("graph.sequence", node_text(node, model, f"{node.op_type}: sequences are not supported."), profile)
+            profile.refuse("graph.sequence", node_text(node, model, f"{node.op_type}: sequences are not supported."))
         if node.domain not in {*ONNX_DOMAINS, *CUSTOM_DOMAINS, *own}:
-            refuse("graph.domain", node_text(node, model, f"Domain '{node.domain}' is not supported."), profile)
+            profile.refuse("graph.domain", node_text(node, model, f"Domain '{node.domain}' is not supported."))
         is_known = node.domain in ONNX_DOMAINS and node.op_type in OPERATORS
         if not is_known and (node.domain, node.op_type) not in functions | CUSTOM_OPERATORS:
-            refuse("graph.operator", node_text(node, model, f"Failed to load operator {node.op_type} ."), profile)
+            profile.refuse("graph.operator", node_text(node, model, f"Failed to load operator {node.op_type} ."))
 
 
 def _check_order(model: onnx.ModelProto, profile: Profile) -> None:
@@ -178,10 +171,10 @@ def _check_order(model: onnx.ModelProto, profile: Profile) -> None:
     known = {value.name for value in (*graph.input, *graph.initializer)}
     for node in graph.node:
         for name in sorted(names_used(node) - known):
-            refuse("graph.order", node_text(node, model, f"Nothing before it is called {name}."), profile)
+            profile.refuse("graph.order", node_text(node, model, f"Nothing before it is called {name}."))
         known |= set(node.output)
     for name in (value.name for value in graph.output if value.name not in known):
-        refuse("graph.order", f"Nothing is called {name}, which is an output.", profile)
+        profile.refuse("graph.order", f"Nothing is called {name}, which is an output.")
 
 
 def with_small_data(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

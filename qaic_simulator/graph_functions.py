@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from qaic_simulator.graph_file import node_text, nodes_within, refuse
+from qaic_simulator.graph_file import node_text, nodes_within
 from qaic_simulator.operators import CONSTANCY, CUSTOM_DOMAINS
 from qaic_simulator.profiles import Profile
 
@@ -27,6 +27,6 @@ def _check_function(function: onnx.FunctionProto, model: onnx.ModelProto, profil
             if passed & set(operands):
                 text = f"{node.op_type}: Non-constant {requirement.what} tensor not supported: a function's parameter."
                 rule = "constancy.parameter-range" if node.op_type == "Range" else "constancy.parameter"
-                refuse(rule, node_text(node, model, text), profile)
+                profile.refuse(rule, node_text(node, model, text))
         if passed & set(node.input) and node.op_type not in ("Shape", "Size"):
             passed |= set(node.output)

@@ -8,7 +8,7 @@ import onnx
 
 from qaic_simulator.custom_io import STATE_SUFFIXES, input_of_state
 from qaic_simulator.graph_binding import Program
-from qaic_simulator.graph_file import names_used, nodes_within, refuse
+from qaic_simulator.graph_file import names_used, nodes_within
 from qaic_simulator.node_precision import NodePrecision
 from qaic_simulator.partitions import PartitionConfig
 from qaic_simulator.profiles import Profile
@@ -36,7 +36,7 @@ def check_symbols(graph: onnx.GraphProto, entries: Sequence[Specialization], pro
             missing = [size for size in sizes_of(value) if isinstance(size, str) and size not in entry.symbols]
             if missing and missing[0]:
                 text = f"Symbol {missing[0]} of input {value.name} has no value in specialization {entry.name}"
-                refuse("graph.unbound", text.rstrip(), profile)
+                profile.refuse("graph.unbound", text.rstrip())
 
 
 def live_inputs(program: Program) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import onnx
 from onnx import defs
 
 from qaic_simulator.folding import attribute
-from qaic_simulator.graph_file import ONNX_DOMAINS, bodies_of, node_text, nodes_within, opset_of, refuse
+from qaic_simulator.graph_file import ONNX_DOMAINS, bodies_of, node_text, nodes_within, opset_of
 from qaic_simulator.profiles import Profile
 
 
@@ -18,7 +18,7 @@ def check_schemas(model: onnx.ModelProto, profile: Profile) -> None:
             continue
         fault = _fault(node, opset_of(model))
         if fault:
-            refuse("graph.malformed", node_text(node, model, f"{node.op_type}: {fault}"), profile)
+            profile.refuse("graph.malformed", node_text(node, model, f"{node.op_type}: {fault}"))
 
 
 def _fault(node: onnx.NodeProto, opset: int) -> str:

@@ -10,7 +10,7 @@ import onnx
 from onnx import external_data_helper, numpy_helper
 
 from qaic_simulator.graph_binding import Program, scan_body
-from qaic_simulator.graph_file import external_place, nodes_within, refuse, tensors_of
+from qaic_simulator.graph_file import external_place, nodes_within, tensors_of
 from qaic_simulator.profiles import Profile
 
 HALF_MAX = 65504.0
@@ -95,16 +95,16 @@ def check_constants(program: Program, folder: Path) -> None:
 def _check_integers(name: str, values: np.ndarray, profile: Profile) -> None:
     if values.size and not INT32_MIN <= values.min() <= values.max() <= INT32_MAX:
         text = f"Constant {name} has {values.min()} to {values.max()}, beyond 32 bits."
-        refuse("constants.int64-range", text, profile)
+        profile.refuse("constants.int64-range", text)
 
 
 def _check_floats(name: str, values: np.ndarray, profile: Profile) -> None:
     if np.isnan(values).any():
-        refuse("constants.not-a-number", f"Constant {name} has NaN.", profile)
+        profile.refuse("constants.not-a-number", f"Constant {name} has NaN.")
     beyond = values[(np.abs(values) > HALF_MAX) & (values != -np.inf)]
     if beyond.size:
         text = f"Constant {name} has {beyond[0]:g}, beyond the +-{HALF_MAX:g} of fp16."
-        refuse("constants.half-range", text, profile)
+        profile.refuse("constants.half-range", text)
 
 
 def _only_bounds(program: Program) -> set[str]:

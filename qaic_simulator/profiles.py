@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from qaic_simulator.rules import LENIENT_SEVERITIES, RULES, Refusal
+from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, RULES, Refusal
 
 TOOLS = ("qaic-compile", "qaic-exec")
 
@@ -55,7 +55,7 @@ class Profile:
 
     def refuse(self, rule_id: str, message: str) -> None:
         """Raise the refusal, or return where this profile does not apply the rule."""
-        rule = RULES[rule_id]
+        rule = RULES.get(rule_id) or GRAPH_RULES[rule_id]
         if self.strict or rule.severity in LENIENT_SEVERITIES:
             raise Refusal(rule, message)
 
