@@ -16,12 +16,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qaic_simulator.arguments import Arguments
-from qaic_simulator.checking import Checked, check
-from qaic_simulator.compiler_options import OPTIONS
-from qaic_simulator.graph_file import read_model
-from qaic_simulator.graph_rules import check_graph
-from qaic_simulator.operators import OPERATORS
+from qaic_simulator.command_line.arguments import Arguments
+from qaic_simulator.command_line.checking import Checked, check
+from qaic_simulator.command_line.options import OPTIONS
+from qaic_simulator.graph.checks import check_graph
+from qaic_simulator.graph.file import read_model
+from qaic_simulator.graph.operators import OPERATORS
 from qaic_simulator.profiles import TOOLS, Profile, profile_of
 from qaic_simulator.program_file import PROGRAM, program_images, program_settings, write_program
 from qaic_simulator.rules import Refusal

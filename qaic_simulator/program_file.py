@@ -12,16 +12,16 @@ from typing import Any
 import onnx
 from onnx import external_data_helper
 
-from qaic_simulator.arguments import Arguments
-from qaic_simulator.checking import Checked
+from qaic_simulator.command_line.arguments import Arguments
+from qaic_simulator.command_line.checking import Checked
 from qaic_simulator.container import CONSTANTS, Image, image_pieces, image_size, write_container_to
-from qaic_simulator.custom_io import STATE_SUFFIXES, input_of_state
-from qaic_simulator.graph_file import external_place, tensors_of
-from qaic_simulator.graph_interface import own_inputs
-from qaic_simulator.graph_rules import Imported, StaticShapes
-from qaic_simulator.graph_values import TYPE_NUMBERS
+from qaic_simulator.graph.checks import Imported, StaticShapes
+from qaic_simulator.graph.file import external_place, tensors_of
+from qaic_simulator.graph.interface import own_inputs
+from qaic_simulator.graph.values import TYPE_NUMBERS
 from qaic_simulator.network_descriptor import Binding, NetworkDescriptor, Shape, encode_descriptor
 from qaic_simulator.profiles import Profile
+from qaic_simulator.side_files.custom_io import STATE_SUFFIXES, input_of_state
 
 PROGRAM = "programqpc.bin"
 SLICE = "QAicGraph_slice{number:02d}"

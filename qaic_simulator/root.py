@@ -92,7 +92,7 @@ def _module(name: str) -> Callable[[Installation], str]:
         package = str(Path(__file__).resolve().parent.parent)
         return (
             f"import sys\n\nif {package!r} not in sys.path:\n    sys.path.append({package!r})\n"
-            f"from qaic_simulator.{name} import *  # noqa: E402, F403\n"
+            f"from qaic_simulator.runtime.{name} import *  # noqa: E402, F403\n"
         )
 
     return text
@@ -111,7 +111,7 @@ FILES: Mapping[str, Callable[[Installation], str]] = MappingProxyType(
         "versions/platform.xml": _versions("platform"),
         "tools/qaic-version-util": _version_tool,
         "tools/qaic-util": _script(
-            "import sys; from qaic_simulator.util_tool import main; sys.exit(main(sys.argv[1:]))"
+            "import sys; from qaic_simulator.runtime.util_tool import main; sys.exit(main(sys.argv[1:]))"
         ),
         f"dev/lib/{platform.machine()}/qaicrt.py": _module("qaicrt"),
         "dev/python/QAicApi_pb2.py": _module("QAicApi_pb2"),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qaic_simulator.arguments import parse
-from qaic_simulator.checking import check_command
+from qaic_simulator.command_line.arguments import parse
+from qaic_simulator.command_line.checking import check_command
 from qaic_simulator.profiles import profile_of
 from qaic_simulator.rules import Refusal
-from qaic_simulator.specializations import INDISTINGUISHABLE, Specialization, check_against
+from qaic_simulator.side_files.specializations import INDISTINGUISHABLE, Specialization, check_against
 
 OLD, NEW = profile_of("1.21"), profile_of("1.22")
 COMPILER = "qaic-compile"

@@ -22,11 +22,11 @@ import pytest
 from test_execution import images_of, parsed, with_constants
 from test_qaicrt import ERROR, INVALID, STATUS, SUCCESS, ZEROS, activated, adding_images, inputs, open_program, write
 
-from qaic_simulator import cards, qaicrt
+from qaic_simulator.runtime import cards, qaicrt
 
 HOLD = """
 import sys
-from qaic_simulator import cards
+from qaic_simulator.runtime import cards
 try:
     taken = cards.reserve([0], cores=int(sys.argv[1]), dram_mb=int(sys.argv[2]))
 except cards.CardShortage as error:
@@ -132,7 +132,7 @@ def test_releasing_needs_no_file(tmp_path: Path) -> None:
 def test_a_forked_child_gives_nothing_back_that_its_parent_has() -> None:
     code = """
 import os
-from qaic_simulator import cards
+from qaic_simulator.runtime import cards
 taken = cards.reserve([0], cores=3)
 if os.fork() == 0:
     cards.release(taken)
@@ -317,7 +317,7 @@ def test_another_process_finds_the_cores_taken(tmp_path: Path) -> None:
     folder = write(tmp_path / "qpc", adding_images(cores=16))
     host = activated(folder)
     code = f"""
-from qaic_simulator import qaicrt as q
+from qaic_simulator.runtime import qaicrt as q
 context = q.Context(q.QIDList([0]))
 program = q.Program(context, 0, q.Qpc({folder!r}), q.QAicProgramProperties())
 print(int(program.load()), int(program.activate()))

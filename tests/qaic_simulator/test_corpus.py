@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qaic_simulator.checking import Checked, check_command
+from qaic_simulator.command_line.checking import Checked, check_command
 from qaic_simulator.profiles import SDKS, TOOLS
 from qaic_simulator.rules import LENIENT_SEVERITIES, RULES, SEVERITIES
 

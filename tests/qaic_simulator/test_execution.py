@@ -16,7 +16,6 @@ import pytest
 from onnx import external_data_helper, helper, inliner, numpy_helper, parser
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from qaic_simulator.execution import ExecutionError, Network, card_model, read_settings
 from qaic_simulator.microscaling import ROUNDINGS, round_mxfp6, round_mxint8
 from qaic_simulator.network_descriptor import (
     Binding,
@@ -25,6 +24,7 @@ from qaic_simulator.network_descriptor import (
     decode_descriptor,
     encode_descriptor,
 )
+from qaic_simulator.runtime.execution import ExecutionError, Network, card_model, read_settings
 
 TYPE_NUMBERS = {onnx.TensorProto.FLOAT: 0, onnx.TensorProto.FLOAT16: 1, onnx.TensorProto.INT64: 7}
 FLOAT, HALF = 0, 1

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qaic_simulator.folding import FOLDED, BoundGraph, bind
+from qaic_simulator.graph.folding import FOLDED, BoundGraph, bind
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.verification.tiny_models import tiny_model
 

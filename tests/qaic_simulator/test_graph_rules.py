@@ -11,16 +11,16 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from qaic_simulator.arguments import Arguments
-from qaic_simulator.checking import Checked
-from qaic_simulator.graph_file import read_model
-from qaic_simulator.graph_rules import Imported, check_graph
-from qaic_simulator.node_precision import NodePrecision
-from qaic_simulator.operators import CONSTANCY, CUSTOM_OPERATORS, OPERATORS
-from qaic_simulator.partitions import Device, Partition, PartitionConfig
+from qaic_simulator.command_line.arguments import Arguments
+from qaic_simulator.command_line.checking import Checked
+from qaic_simulator.graph.checks import Imported, check_graph
+from qaic_simulator.graph.file import read_model
+from qaic_simulator.graph.operators import CONSTANCY, CUSTOM_OPERATORS, OPERATORS
 from qaic_simulator.profiles import profile_of
 from qaic_simulator.rules import GRAPH_RULES, RULES, SEVERITIES, Refusal
-from qaic_simulator.specializations import Specialization
+from qaic_simulator.side_files.node_precision import NodePrecision
+from qaic_simulator.side_files.partitions import Device, Partition, PartitionConfig
+from qaic_simulator.side_files.specializations import Specialization
 
 X = "float[n, 4] x"
 HALF = ("convert-to-fp16",)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qaic_simulator.checking import check_command
-from qaic_simulator.compiler_options import OPTIONS
+from qaic_simulator.command_line.checking import check_command
+from qaic_simulator.command_line.options import OPTIONS
 from QEfficient.devices.cloud_ai_100.options import CONSUMED, PASSED
 
 GOLDENS = sorted((Path(__file__).parents[1] / "devices" / "cloud_ai_100" / "goldens").glob("*.json"))

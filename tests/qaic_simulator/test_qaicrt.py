@@ -15,10 +15,10 @@ import pytest
 import test_execution
 from test_execution import HALF, Case, Step, generate, images_of, parsed, reference, with_constants
 
-from qaic_simulator import QAicApi_pb2, qaicrt
 from qaic_simulator.container import write_container
 from qaic_simulator.microscaling import round_mxint8
 from qaic_simulator.network_descriptor import decode_descriptor, encode_descriptor
+from qaic_simulator.runtime import QAicApi_pb2, qaicrt
 
 exported = test_execution.exported
 STATUS = qaicrt.QStatus

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from qaic_simulator.qnn_backend import SETTINGS
-from qaic_simulator.qnn_rules import RULES
-from qaic_simulator.qnn_tools import (
+from qaic_simulator.qnn.backend import SETTINGS
+from qaic_simulator.qnn.rules import RULES
+from qaic_simulator.qnn.tools import (
     CHECKS,
     CONTEXT_BINARY_NEEDS,
     CONVERTER_NEEDS,

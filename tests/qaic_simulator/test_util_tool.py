@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qaic_simulator import cards
-from qaic_simulator.util_tool import main
+from qaic_simulator.runtime import cards
+from qaic_simulator.runtime.util_tool import main
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qaic_simulator.compiler_options import (
+from qaic_simulator.command_line.options import (
     ACTIONS,
     CHOICE,
     DEPENDENCIES,

@@ -7,9 +7,9 @@ from types import MappingProxyType
 
 import onnx
 
-from qaic_simulator.folding import attribute
-from qaic_simulator.graph_binding import Program, scan_body, scanned_lengths
-from qaic_simulator.operators import CONSTANCY, DATA_DEPENDENT, Requirement
+from qaic_simulator.graph.binding import Program, scan_body, scanned_lengths
+from qaic_simulator.graph.folding import attribute
+from qaic_simulator.graph.operators import CONSTANCY, DATA_DEPENDENT, Requirement
 
 LONGEST_SCAN = 4096
 INT32_MAX = 2**31 - 1

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from qaic_simulator.custom_io import input_of_state, read_yaml
 from qaic_simulator.profiles import profile_of
-from qaic_simulator.qnn_rules import refuse
+from qaic_simulator.qnn.rules import refuse
+from qaic_simulator.side_files.custom_io import input_of_state, read_yaml
 
 SECTIONS = ("Input Tensor Configuration", "Output Tensor Configuration")
 PARAMETERS = "Desired Model Parameters"

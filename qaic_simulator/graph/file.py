@@ -10,7 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, external_data_helper
 
-from qaic_simulator.operators import CUSTOM_DOMAINS, CUSTOM_OPERATORS, OPERATORS
+from qaic_simulator.graph.operators import CUSTOM_DOMAINS, CUSTOM_OPERATORS, OPERATORS
 from qaic_simulator.profiles import Profile
 from qaic_simulator.rules import GRAPH_RULES, Refusal
 

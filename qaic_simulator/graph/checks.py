@@ -8,17 +8,17 @@ from pathlib import Path
 
 import onnx
 
-from qaic_simulator import graph_interface as interface
-from qaic_simulator.checking import Checked
-from qaic_simulator.graph_binding import Program, bind_program, check_fit
-from qaic_simulator.graph_file import check_file, with_small_data
-from qaic_simulator.graph_functions import check_functions
-from qaic_simulator.graph_memory import check_memory
-from qaic_simulator.graph_nodes import check_nodes
-from qaic_simulator.graph_schemas import check_schemas
-from qaic_simulator.graph_values import check_constants, check_values
+from qaic_simulator.command_line.checking import Checked
+from qaic_simulator.graph import interface as interface
+from qaic_simulator.graph.binding import Program, bind_program, check_fit
+from qaic_simulator.graph.file import check_file, with_small_data
+from qaic_simulator.graph.functions import check_functions
+from qaic_simulator.graph.memory import check_memory
+from qaic_simulator.graph.nodes import check_nodes
+from qaic_simulator.graph.schemas import check_schemas
+from qaic_simulator.graph.values import check_constants, check_values
 from qaic_simulator.profiles import Profile
-from qaic_simulator.specializations import Specialization, check_against
+from qaic_simulator.side_files.specializations import Specialization, check_against
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qaic_simulator.arguments import Arguments, check_files, check_splits_fit, parse
-from qaic_simulator.custom_io import read_custom_io
-from qaic_simulator.node_precision import NodePrecision, read_node_precision
-from qaic_simulator.partitions import PartitionConfig, read_partitions
+from qaic_simulator.command_line.arguments import Arguments, check_files, check_splits_fit, parse
 from qaic_simulator.profiles import Profile, profile_of
 from qaic_simulator.rules import Refusal
-from qaic_simulator.specializations import Specialization, read_specializations
+from qaic_simulator.side_files.custom_io import read_custom_io
+from qaic_simulator.side_files.node_precision import NodePrecision, read_node_precision
+from qaic_simulator.side_files.partitions import PartitionConfig, read_partitions
+from qaic_simulator.side_files.specializations import Specialization, read_specializations
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qaic_simulator.profiles import Profile
-from qaic_simulator.specializations import expect, expect_key, read_json, refuse_other_keys
+from qaic_simulator.side_files.specializations import expect, expect_key, read_json, refuse_other_keys
 
 MOST_DEVICES = 16
 FEWEST_CORES, MOST_CORES = 1, 16

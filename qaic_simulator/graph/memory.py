@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 import onnx
 
-from qaic_simulator.arguments import Arguments
-from qaic_simulator.custom_io import input_of_state
-from qaic_simulator.graph_binding import Program
-from qaic_simulator.graph_interface import own_inputs
+from qaic_simulator.command_line.arguments import Arguments
+from qaic_simulator.graph.binding import Program
+from qaic_simulator.graph.interface import own_inputs
+from qaic_simulator.side_files.custom_io import input_of_state
 
 GIBIBYTE = 2**30
 CAPACITY: Mapping[str, int] = MappingProxyType({"standard": 14, "pro": 30, "ultra": 30})

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from qaic_simulator.graph_binding import Program, scan_body
-from qaic_simulator.graph_file import external_place, nodes_within, tensors_of
+from qaic_simulator.graph.binding import Program, scan_body
+from qaic_simulator.graph.file import external_place, nodes_within, tensors_of
 from qaic_simulator.profiles import Profile
 
 HALF_MAX = 65504.0

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qaic_simulator.qnn_backend import check_formats, check_library, check_settings, read_config
-from qaic_simulator.qnn_custom_io import Conversion, Tensor, check_against_network, read_io
-from qaic_simulator.qnn_rules import refuse
+from qaic_simulator.qnn.backend import check_formats, check_library, check_settings, read_config
+from qaic_simulator.qnn.custom_io import Conversion, Tensor, check_against_network, read_io
+from qaic_simulator.qnn.rules import refuse
 from qaic_simulator.rules import Refusal
 
 FLAG, MANY = 0, -1

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from qaic_simulator import QAicApi_pb2, cards
-from qaic_simulator.execution import Network
 from qaic_simulator.network_descriptor import Binding, NetworkDescriptor, Shape
+from qaic_simulator.runtime import QAicApi_pb2, cards
+from qaic_simulator.runtime.execution import Network
 
 FAULT_VARIABLE = "QAIC_SIM_FAULT"
 DELAY_VARIABLE = "QAIC_SIM_DELAY_MS"

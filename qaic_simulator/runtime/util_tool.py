@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from qaic_simulator.cards import READY, CardUse, look, set_status
+from qaic_simulator.runtime.cards import READY, CardUse, look, set_status
 
 USAGE = "usage: qaic-util -q [-d QID] | -s -d QID"
 QUERY, RESET, DEVICE = "-q", "-s", "-d"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qaic_simulator.custom_io import read_yaml
 from qaic_simulator.profiles import Profile
+from qaic_simulator.side_files.custom_io import read_yaml
 
 FP16_KEY = "FP16NodeInstanceNames"
 FP32_KEY = "FP32NodeInstanceNames"

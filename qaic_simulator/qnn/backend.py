@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qaic_simulator.custom_io import input_of_state
 from qaic_simulator.profiles import profile_of
-from qaic_simulator.qnn_custom_io import Conversion
-from qaic_simulator.qnn_rules import refuse
-from qaic_simulator.specializations import read_json
+from qaic_simulator.qnn.custom_io import Conversion
+from qaic_simulator.qnn.rules import refuse
+from qaic_simulator.side_files.custom_io import input_of_state
+from qaic_simulator.side_files.specializations import read_json
 
 FORMAT = "QNN_TENSOR_DATA_FORMAT_MX"
 HOST = "x86_64-linux-clang"

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from qaic_simulator.folding import BoundGraph, attribute, bind
-from qaic_simulator.graph_file import bodies_of, names_from_outside, node_text
+from qaic_simulator.graph.file import bodies_of, names_from_outside, node_text
+from qaic_simulator.graph.folding import BoundGraph, attribute, bind
 from qaic_simulator.profiles import Profile
 from qaic_simulator.rules import GRAPH_RULES, Refusal
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 from onnx import defs
 
-from qaic_simulator.folding import attribute
-from qaic_simulator.graph_file import ONNX_DOMAINS, bodies_of, node_text, nodes_within, opset_of
+from qaic_simulator.graph.file import ONNX_DOMAINS, bodies_of, node_text, nodes_within, opset_of
+from qaic_simulator.graph.folding import attribute
 from qaic_simulator.profiles import Profile
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from qaic_simulator.graph_file import node_text, nodes_within
-from qaic_simulator.operators import CONSTANCY, CUSTOM_DOMAINS
+from qaic_simulator.graph.file import node_text, nodes_within
+from qaic_simulator.graph.operators import CONSTANCY, CUSTOM_DOMAINS
 from qaic_simulator.profiles import Profile
 
 

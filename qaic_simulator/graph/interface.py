@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
-from qaic_simulator.custom_io import STATE_SUFFIXES, input_of_state
-from qaic_simulator.graph_binding import Program
-from qaic_simulator.graph_file import names_used, nodes_within
-from qaic_simulator.node_precision import NodePrecision
-from qaic_simulator.partitions import PartitionConfig
+from qaic_simulator.graph.binding import Program
+from qaic_simulator.graph.file import names_used, nodes_within
 from qaic_simulator.profiles import Profile
-from qaic_simulator.specializations import Specialization
+from qaic_simulator.side_files.custom_io import STATE_SUFFIXES, input_of_state
+from qaic_simulator.side_files.node_precision import NodePrecision
+from qaic_simulator.side_files.partitions import PartitionConfig
+from qaic_simulator.side_files.specializations import Specialization
 
 MICROSCALING_BLOCK = 32
 

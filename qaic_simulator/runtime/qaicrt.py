@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from qaic_simulator import QAicApi_pb2, cards
-from qaic_simulator.activation import (
+from qaic_simulator.container import CONSTANTS, ContainerError, read_container
+from qaic_simulator.network_descriptor import DescriptorError, NetworkDescriptor, decode_descriptor
+from qaic_simulator.runtime import QAicApi_pb2, cards
+from qaic_simulator.runtime.activation import (
     FAULT_VARIABLE,
     NUMPY_TYPES,
     Activation,
@@ -39,9 +41,7 @@ from qaic_simulator.activation import (
     items_of_buffers,
     log,
 )
-from qaic_simulator.container import CONSTANTS, ContainerError, read_container
-from qaic_simulator.execution import DESCRIPTOR, MODEL, SETTINGS, ExecutionError, Network, read_settings
-from qaic_simulator.network_descriptor import DescriptorError, NetworkDescriptor, decode_descriptor
+from qaic_simulator.runtime.execution import DESCRIPTOR, MODEL, SETTINGS, ExecutionError, Network, read_settings
 
 PROGRAM_FILE = "programqpc.bin"
 ELF_MAGIC, ELF_NOTE = b"\x7fELF", b"qaic simulator"

@@ -25,10 +25,10 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper, inliner, numpy_helper, parser, shape_inference
 
 from qaic_simulator.container import CONSTANTS
-from qaic_simulator.custom_io import input_of_state
-from qaic_simulator.folding import attribute
+from qaic_simulator.graph.folding import attribute
 from qaic_simulator.microscaling import round_mxfp6, round_mxint8
 from qaic_simulator.network_descriptor import NetworkDescriptor, decode_descriptor
+from qaic_simulator.side_files.custom_io import input_of_state
 
 MODEL, SETTINGS, DESCRIPTOR = "sim.onnx", "sim.json", "networkdesc.bin"
 ROUNDING_VARIABLE = "QAIC_SIM_ROUNDING"

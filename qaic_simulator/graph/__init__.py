@@ -1,0 +1,1 @@
+"""The graph: symbols become numbers, what follows from them is folded, and each rule about it is checked."""

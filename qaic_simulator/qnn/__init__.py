@@ -1,0 +1,1 @@
+"""The two tools of the QNN route, as far as arguments and files go."""

@@ -1,0 +1,1 @@
+"""The files beside a command: shapes, precisions, partitions."""
