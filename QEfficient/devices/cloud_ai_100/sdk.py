@@ -84,17 +84,16 @@ def is_simulated(root: Path) -> bool:
 @functools.cache
 def simulated_root(version: str) -> Path:
     """A folder with stand-ins for the SDK, written on first use. Raises `DeviceError` without the simulator."""
-    if importlib.util.find_spec(SIMULATOR) is None:
+    if _simulator_folder() is None:
         raise DeviceError(
             f"the simulator was asked for, but {SIMULATOR} is not installed: pip install 'qefficient[simulator]'."
         )
-    python = hashlib.sha256(sys.executable.encode()).hexdigest()[:8]
     if not re.fullmatch(r"\d+\.\d+", version):
         raise DeviceError(
             f"{SIMULATOR_VARIABLE} is '{version}': give 1, or the version of the SDK to simulate, such as"
             f" {SIMULATED_VERSION}."
         )
-    root = ArtifactStore().root / f"{SIMULATOR}-{version}-{python}"
+    root = ArtifactStore().root / f"{SIMULATOR}-{version}-{_simulator_digest()}"
     if not is_simulated(root):
         command = [sys.executable, "-m", f"{SIMULATOR}.root", str(root), "--sdk", version]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -103,6 +102,19 @@ def simulated_root(version: str) -> Path:
             raise DeviceError(f"the simulator of SDK {version} cannot be set up: {last}")
     logger.warning("Qualcomm's SDK is simulated (%s): nothing runs on a card.", root)
     return root
+
+
+def _simulator_folder() -> Path | None:
+    spec = importlib.util.find_spec(SIMULATOR)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _simulator_digest() -> str:
+    """Of what writes the folder and of who runs its tools: with others it is another folder."""
+    folder = _simulator_folder()
+    assert folder is not None
+    writer = (folder / "root.py").read_bytes()
+    return hashlib.sha256(writer + str(folder).encode() + sys.executable.encode()).hexdigest()[:8]
 
 
 def find_sdk() -> Sdk:
