@@ -1,6 +1,6 @@
 """A folder that looks like an installed SDK, in which the tools are stand-ins.
 
-`python -m qaic_simulator.root FOLDER [--sdk 1.21]` writes one.
+`python -m qaic_simulator.root FOLDER [--sdk 1.21] [--qnn]` writes one: of the Apps SDK, or of QNN (QAIRT).
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from types import MappingProxyType
 from qaic_simulator.profiles import SDKS
 
 DEFAULT_SDK = "1.22"
+QNN_VERSION = "2.34.0"
+"""What the SDK says of itself; nothing here depends on it."""
+QNN_HOST = "x86_64-linux-clang"
+"""The only machine that QNN's tools for this device run on."""
 EXECUTABLE = 0o755
 
 
@@ -98,6 +102,19 @@ def _module(name: str) -> Callable[[Installation], str]:
     return text
 
 
+def _qnn_tool(main: str) -> Callable[[Installation], str]:
+    return _script(f"import sys; from qaic_simulator.qnn.tools import {main}; sys.exit({main}())")
+
+
+def _qnn_versions(installation: Installation) -> str:
+    return f"product: QAIRT\nversion: {QNN_VERSION}\n"
+
+
+def _qnn_library(installation: Installation) -> str:
+    """No library: the stand-ins look at its name only, and a real tool could not load it."""
+    return "A stand-in: this is no library.\n"
+
+
 def _mark(installation: Installation) -> str:
     """Says what this folder is, last of all files: where it is, all others are."""
     return f"Stand-ins for the Cloud AI SDK {installation.sdk}: nothing in this folder is Qualcomm's.\n"
@@ -118,21 +135,32 @@ FILES: Mapping[str, Callable[[Installation], str]] = MappingProxyType(
         "SIMULATED": _mark,
     }
 )
-"""What is in a root: each file's place, and what makes its text."""
-EXECUTABLES = ("exec", "tools")
+"""What is in a root of the Apps SDK: each file's place, and what makes its text."""
+QNN_FILES: Mapping[str, Callable[[Installation], str]] = MappingProxyType(
+    {
+        "sdk.yaml": _qnn_versions,
+        f"bin/{QNN_HOST}/qairt-converter": _qnn_tool("main_converter"),
+        f"bin/{QNN_HOST}/qnn-context-binary-generator": _qnn_tool("main_generator"),
+        f"lib/{QNN_HOST}/libQnnAic.so": _qnn_library,
+        f"lib/{QNN_HOST}/libQnnAicNetRunExtensions.so": _qnn_library,
+        "SIMULATED": _mark,
+    }
+)
+"""The same of QNN's SDK."""
+EXECUTABLES = ("exec", "tools", "bin")
 """Folders whose files are programs."""
 
 
-def write_root(folder: Path, sdk: str = DEFAULT_SDK, python: str = sys.executable) -> Path:
+def write_root(folder: Path, sdk: str = DEFAULT_SDK, python: str = sys.executable, qnn: bool = False) -> Path:
     """Write the files of a root into a folder, and return that folder."""
     if sdk not in SDKS:
         raise ValueError(f"SDK '{sdk}' has no profile: {', '.join(SDKS)} have.")
     installation = Installation(sdk, python)
-    for place, text in FILES.items():
+    for place, text in (QNN_FILES if qnn else FILES).items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(installation), encoding="utf-8")
-        if path.parent.name in EXECUTABLES:
+        if Path(place).parts[0] in EXECUTABLES:
             path.chmod(EXECUTABLE)
     return folder
 
@@ -142,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qaic_simulator.root", description=write_root.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sdk", choices=SDKS, default=DEFAULT_SDK)
+    parser.add_argument("--qnn", action="store_true", help="the SDK of QNN in place of the Apps SDK")
     given = parser.parse_args(argv)
-    print(write_root(given.folder, given.sdk))
+    print(write_root(given.folder, given.sdk, qnn=given.qnn))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The two tools of the QNN route, as far as arguments and files go."""
+"""The two tools of the QNN route: the converter of networks, and the generator of programs."""

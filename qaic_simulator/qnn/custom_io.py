@@ -157,7 +157,7 @@ def check_against_network(conversion: Conversion) -> None:
         for tensor in listed:
             _check_type(tensor, found[tensor.name])
     for index in range(conversion.graphs):
-        _check_shapes(conversion.inputs, entries, index)
+        bound_symbols(conversion.inputs, entries, index)
 
 
 def _check_type(tensor: Tensor, value: onnx.ValueInfoProto) -> None:
@@ -167,7 +167,8 @@ def _check_type(tensor: Tensor, value: onnx.ValueInfoProto) -> None:
         refuse("qnn.graph.type", f"{tensor.name} is {found or 'a float'} in the network, but {tensor.dtype} here.")
 
 
-def _check_shapes(inputs: Sequence[Tensor], entries: Mapping[str, onnx.ValueInfoProto], index: int) -> None:
+def bound_symbols(inputs: Sequence[Tensor], entries: Mapping[str, onnx.ValueInfoProto], index: int) -> dict[str, int]:
+    """The size of every symbol in one specialization; refuses shapes that are not those of the network's inputs."""
     sizes: dict[str, int] = {}
     for tensor in inputs:
         dimensions = entries[tensor.name].type.tensor_type.shape.dim
@@ -179,3 +180,4 @@ def _check_shapes(inputs: Sequence[Tensor], entries: Mapping[str, onnx.ValueInfo
             if size != expected and (dimension.dim_value or dimension.dim_param):
                 said = dimension.dim_param or "a dimension"
                 refuse("qnn.graph.shape", f"{tensor.name}: {said} is {size} here, but {expected} elsewhere.")
+    return {symbol: size for symbol, size in sizes.items() if symbol}

@@ -1,20 +1,30 @@
-"""Stand-ins for the two tools of QNN (QAIRT), as far as their arguments and files go.
+"""Stand-ins for the two tools of QNN (QAIRT): their arguments, their files, and what they write.
 
 They refuse more than the real tools do, and never less: what is let through here was seen in public, or is documented.
+Graphs are held to the rules of the stand-in compiler, and the program is written as that one writes it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from qaic_simulator.compiler import (
+    FAULTS,
+    SIMULATOR_LINE,
+    Breakdown,
+    break_down,
+    environment_fault,
+    environment_profile,
+)
+from qaic_simulator.profiles import Profile, profile_of
 from qaic_simulator.qnn.backend import check_formats, check_library, check_settings, read_config
-from qaic_simulator.qnn.custom_io import Conversion, Tensor, check_against_network, read_io
+from qaic_simulator.qnn.building import Target, build, check_network, write_serialized
+from qaic_simulator.qnn.converted import read_converted, write_converted
+from qaic_simulator.qnn.custom_io import Conversion, check_against_network, read_io
 from qaic_simulator.qnn.rules import refuse
 from qaic_simulator.rules import Refusal
 
@@ -50,9 +60,14 @@ CONVERTER_NEEDS = (
 CONTEXT_BINARY_NEEDS = (
     "--binary_file", "--backend_binary", "--output_dir", "--backend", "--dlc_path", "--config_file",
 )  # fmt: skip
-MARK = "qairt-converter, simulated"
+CONVERTER, GENERATOR = "qairt-converter", "qnn-context-binary-generator"
+FAULT_VARIABLES: Mapping[str, str] = {CONVERTER: "QAIC_SIM_CONVERTER_FAULT", GENERATOR: "QAIC_SIM_GENERATOR_FAULT"}
+"""How the environment makes a tool fail: as the compiler does, or by writing nothing (`nothing`)."""
+NOTHING = "nothing"
+USUAL = profile_of("1.22")
 
 Arguments = Mapping[str, Sequence[str]]
+Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class ContextBinary:
     settings: Mapping[str, Any]
     binary: Path
     """The compiled program."""
+    serialized: str
+    """What is written beside it, without its ending."""
     devices: int = 1
 
 
@@ -130,26 +147,10 @@ def check_converter(argv: Sequence[str]) -> Conversion:
     return conversion
 
 
-def convert(conversion: Conversion) -> None:
-    """Write the converted file: no graph, but a record of what it would hold, marked as such."""
-    record = {
-        "made_by": MARK,
-        "network": str(conversion.network),
-        "sha256": hashlib.sha256(conversion.network.read_bytes()).hexdigest(),
-        "inputs": [asdict(tensor) for tensor in conversion.inputs],
-        "outputs": [asdict(tensor) for tensor in conversion.outputs],
-    }
-    conversion.output.write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-def main_converter(argv: Sequence[str] | None = None) -> int:
-    """The stand-in for qairt-converter; what it ends with."""
-    try:
-        convert(check_converter(sys.argv[1:] if argv is None else argv))
-    except Refusal as refusal:
-        sys.stderr.write(f"qairt-converter (simulated): ERROR: {refusal.message} [{refusal.rule.id}]\n")
-        return refusal.exit_code
-    return 0
+def convert(conversion: Conversion, profile: Profile = USUAL) -> None:
+    """Write the converted file, or refuse a network that the device's compiler would not take."""
+    check_network(conversion, profile)
+    write_converted(conversion)
 
 
 # The generator of the program
@@ -172,29 +173,61 @@ def check_context_binary(argv: Sequence[str]) -> ContextBinary:
     devices = check_settings(settings, conversion)
     formats = given.get("--data_format_config")
     check_formats(Path(formats[0]) if formats else None, conversion)
-    return ContextBinary(conversion, settings, folder / binary, devices)
+    return ContextBinary(conversion, settings, folder / binary, given["--binary_file"][0], devices)
 
 
-def read_converted(path: Path) -> Conversion:
-    """What the stand-in for the converter wrote."""
-    try:
-        record = json.loads(path.read_bytes())
-        if record["made_by"] != MARK:
-            raise ValueError
-        inputs, outputs = (tuple(_tensor_from(item) for item in record[key]) for key in ("inputs", "outputs"))
-        if not inputs:
-            raise ValueError
-        return Conversion(Path(record["network"]), path, inputs, outputs)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        refuse("qnn.dlc", f"{path.name} was not written by the stand-in for qairt-converter.")
+def generate(asked: ContextBinary, profile: Profile = USUAL, fault: str = "") -> None:
+    """Write the compiled program, or refuse one that does not fit the device."""
+    settings = asked.settings
+    target = Target(
+        settings["compiler_num_of_cores"], asked.devices, settings.get("compiler_mxfp6_matmul_weights", False)
+    )
+    build(asked.conversion, target, asked.binary.parent, profile, fault)
+    write_serialized(asked.binary.parent, asked.serialized)
 
 
-def _tensor_from(record: Mapping[str, Any]) -> Tensor:
-    return Tensor(record["name"], record["dtype"], tuple(tuple(shape) for shape in record["shapes"]))
+# Both
 
 
 CHECKS: Mapping[str, Callable[[Sequence[str]], object]] = {
-    "qairt-converter": check_converter,
-    "qnn-context-binary-generator": check_context_binary,
+    CONVERTER: check_converter,
+    GENERATOR: check_context_binary,
 }
 """The check of each tool, by the tool's name."""
+
+
+def main_converter(argv: Sequence[str] | None = None) -> int:
+    """The stand-in for qairt-converter; what it ends with."""
+    return _run(CONVERTER, argv, check_converter, lambda asked, profile, _: convert(asked, profile))
+
+
+def main_generator(argv: Sequence[str] | None = None) -> int:
+    """The stand-in for qnn-context-binary-generator; what it ends with."""
+    return _run(GENERATOR, argv, check_context_binary, generate)
+
+
+def _run(
+    tool: str,
+    argv: Sequence[str] | None,
+    check: Callable[[Sequence[str]], Checked],
+    work: Callable[[Checked, Profile, str], None],
+) -> int:
+    print(SIMULATOR_LINE, flush=True)
+    try:
+        profile, fault = environment_profile(), environment_fault(FAULT_VARIABLES[tool], (*FAULTS, NOTHING))
+        asked = check(sys.argv[1:] if argv is None else argv)
+        break_down(fault)
+        if fault != NOTHING:
+            work(asked, profile, fault)
+    except Refusal as refusal:
+        return _fail(tool, f"{refusal.message} [{refusal.rule.id}]", refusal.exit_code)
+    except Breakdown as breakdown:
+        return _fail(tool, str(breakdown), breakdown.exit_code)
+    except (OSError, ValueError) as error:
+        return _fail(tool, str(error), 1)
+    return 0
+
+
+def _fail(tool: str, message: str, exit_code: int) -> int:
+    sys.stderr.write(f"{tool} (simulated): ERROR: {message}\n")
+    return exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from onnx import TensorProto, helper
 
 from qaic_simulator.qnn.backend import SETTINGS
+from qaic_simulator.qnn.converted import NETWORK, RECORD, read_converted
 from qaic_simulator.qnn.rules import RULES
 from qaic_simulator.qnn.tools import (
     CHECKS,
@@ -21,8 +23,8 @@ from qaic_simulator.qnn.tools import (
     check_context_binary,
     check_converter,
     convert,
+    generate,
     main_converter,
-    read_converted,
 )
 from qaic_simulator.rules import Refusal
 from QEfficient.devices.cloud_ai_100 import qnn, qnn_files
@@ -50,19 +52,35 @@ def value(name: str, shape: tuple[str | int, ...], kind: int = TensorProto.FLOAT
 
 
 def network(states: list[str], dtype: str = "float32", continuous_batching: bool = False) -> onnx.ModelProto:
-    """A network with our inputs and outputs, that computes nothing."""
+    """A network with our inputs and outputs: logits that count tokens, and states that are one more each time."""
     real = TensorProto.FLOAT16 if dtype == "float16" else TensorProto.FLOAT
     inputs = [value(name, GRID, TensorProto.INT64) for name in ("input_ids", "position_ids")]
     inputs += [value("batch_index", ("batch_size", 1), TensorProto.INT64)] if continuous_batching else []
     outputs = [value("logits", ("batch_size", 1, 64), real)]
+    constants = [helper.make_tensor("axes", TensorProto.INT64, [1], [1]), ones("head", real, (64,))]
+    nodes = [
+        helper.make_node("Add", ["input_ids", "position_ids"], ["tokens"]),
+        helper.make_node("Cast", ["tokens"], ["numbers"], to=real),
+        helper.make_node("ReduceMean", ["numbers"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("Unsqueeze", ["mean", "axes"], ["column"]),
+        helper.make_node("Mul", ["column", "head"], ["logits"]),
+    ]
     slots = "full_batch_size" if continuous_batching else "batch_size"
     shapes: dict[str, tuple[str | int, ...]] = {"recurrent": (slots, 2, 4, 8), "tokens": (slots, "ctx_len")}
     for state in states:
         kind, _, layer = state.partition(".")
-        shape, element = shapes.get(kind, (slots, 2, "ctx_len", 8)), TensorProto.INT64 if kind == "tokens" else real
-        inputs.append(value(f"{STATES[kind]}.{layer}", shape, element))
-        outputs.append(value(f"{STATES[kind]}.{layer}_RetainedState", shape, element))
-    return helper.make_model(helper.make_graph([], "tiny", inputs, outputs))
+        shape, element = shapes.get(kind, (slots, 2, "ctx_len", 32)), TensorProto.INT64 if kind == "tokens" else real
+        name = f"{STATES[kind]}.{layer}"
+        inputs.append(value(name, shape, element))
+        outputs.append(value(f"{name}_RetainedState", shape, element))
+        constants.append(ones(f"one.{name}", element, (1,)))
+        nodes.append(helper.make_node("Add", [name, f"one.{name}"], [f"{name}_RetainedState"]))
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def ones(name: str, kind: int, shape: tuple[int, ...]) -> onnx.TensorProto:
+    return helper.make_tensor(name, kind, shape, [1] * shape[0])
 
 
 def entry(name: str, dtype: str, shape: str | None = None) -> dict[str, Any]:
@@ -73,7 +91,7 @@ class Workplace:
     """Both commands and their files, all of them good until a case spoils them. `{dir}` is the folder."""
 
     def __init__(self) -> None:
-        cache = "(1, 2, 64, 8), (1, 2, 64, 8)"
+        cache = "(1, 2, 64, 32), (1, 2, 64, 32)"
         self.network: bytes | None = network(["key.0", "value.0"]).SerializeToString()
         grid = [entry(name, "int64", "(1, 8), (1, 1)") for name in ("input_ids", "position_ids")]
         self.inputs = [*grid, entry("past_key.0", "uint8", cache), entry("past_value.0", "uint8", cache)]
@@ -229,7 +247,7 @@ CONVERTER_CASES: list[tuple[str, str, Spoil]] = [
     ("shape of nothing", "qnn.io.shape", wants(0, Shape="(1, 0), (1, 1)")),
     ("shape without brackets", "qnn.io.shape", wants(0, Shape="1, 8")),
     ("shapes of two ranks", "qnn.io.shape", wants(0, Shape="(1, 8), (1)")),
-    ("one shape among pairs", "qnn.io.specializations", wants(2, Shape="(1, 2, 64, 8)")),
+    ("one shape among pairs", "qnn.io.specializations", wants(2, Shape="(1, 2, 64, 32)")),
     ("three specializations", "qnn.io.specializations", third_specialization),
     ("two that are one", "qnn.io.indistinguishable", same_twice),
     ("state with two types", "qnn.io.pair", wants(2, DataType="float16")),
@@ -240,7 +258,7 @@ CONVERTER_CASES: list[tuple[str, str, Spoil]] = [
     ("input that is not there", "qnn.graph.names", lambda p: p.inputs[0].update(Name="ids")),
     ("output left out", "qnn.graph.names", lambda p: p.outputs.pop(0)),
     ("another rank", "qnn.graph.shape", wants(0, Shape="(8), (1)")),
-    ("another fixed size", "qnn.graph.shape", wants(2, Shape="(1, 4, 64, 8), (1, 4, 64, 8)")),
+    ("another fixed size", "qnn.graph.shape", wants(2, Shape="(1, 4, 64, 32), (1, 4, 64, 32)")),
     ("a symbol with two sizes", "qnn.graph.shape", wants(1, Shape="(1, 4), (1, 1)")),
     ("whole numbers as floats", "qnn.graph.type", wants(0, DataType="float32")),
     ("floats as whole numbers", "qnn.graph.type", lambda p: p.outputs[0][DESIRED].update(DataType="int64")),
@@ -360,7 +378,9 @@ def test_the_converter_s_file_is_marked(tmp_path: Path, capsys: pytest.CaptureFi
     place = Workplace()
     place.lay_out(tmp_path)
     assert main_converter(place.arguments("qairt-converter", tmp_path)) == 0
-    record = json.loads((tmp_path / "model.dlc").read_text())
+    with zipfile.ZipFile(tmp_path / "model.dlc") as archive:
+        record = json.loads(archive.read(RECORD))
+        assert archive.read(NETWORK) == place.network
     assert record["made_by"] == "qairt-converter, simulated"
     assert (record["network"], len(record["sha256"])) == (str(tmp_path / "Tiny.onnx"), 64)
     assert main_converter(["--quick"]) == 1
@@ -404,6 +424,8 @@ def test_our_commands_pass(path: Path, tmp_path: Path) -> None:
     assert Path(program).name == "qnn-context-binary-generator"
     asked = check_context_binary(argv)
     assert asked.devices == (2 if "compiler_mdp_load_partition_config" in asked.settings else 1)
+    generate(asked)
+    assert (tmp_path / "qpc" / "programqpc.bin").is_file()
 
 
 def test_there_are_goldens() -> None:

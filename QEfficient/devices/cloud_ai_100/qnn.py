@@ -19,6 +19,7 @@ from typing import Any
 
 from QEfficient.devices.cloud_ai_100 import qnn_files
 from QEfficient.devices.cloud_ai_100.options import EXTRA, CompilerOptions
+from QEfficient.devices.cloud_ai_100.sdk import SIMULATOR_VARIABLE, simulated_root, simulated_version
 from QEfficient.errors import DeviceError, OptionError, did_you_mean
 from QEfficient.program import GraphSpec
 from QEfficient.specs import Specialization
@@ -78,19 +79,29 @@ class QnnSdk:
         """The library that reads the settings of the backend."""
         return self.root / "lib" / TARGET / "libQnnAicNetRunExtensions.so"
 
+    def environment(self) -> dict[str, str]:
+        """That of this process, with what the tools find their own libraries and modules by."""
+        added = {"LD_LIBRARY_PATH": self.root / "lib" / TARGET, "PYTHONPATH": self.root / "lib" / "python"}
+        paths = {name: os.pathsep.join([str(path), *_paths(name)]) for name, path in added.items()}
+        return {**os.environ, **paths, ROOT_VARIABLE: str(self.root)}
+
+
+def _paths(name: str) -> list[str]:
+    return [os.environ[name]] if os.environ.get(name) else []
+
 
 def find_qnn_sdk() -> QnnSdk:
-    """The QAIRT SDK of this machine. Raises `DeviceError` where it is absent or incomplete."""
+    """The QAIRT SDK of this machine, or its simulator's. Raises `DeviceError` where it is absent or incomplete."""
     machine = platform.machine()
     if machine.lower() not in MACHINES or sys.platform != "linux":
         raise DeviceError(
             f"QNN's tools compile for the Cloud AI 100 on Linux on x86-64 only, but this is {sys.platform} on"
             f" {machine}. Compile without enable_qnn, or on such a machine."
         )
-    given = os.environ.get(ROOT_VARIABLE)
-    if not given:
+    root = qnn_root()
+    if root is None:
         raise _absence(f"{ROOT_VARIABLE} is not set")
-    sdk = QnnSdk(Path(given), _version(Path(given) / SDK_FILE))
+    sdk = QnnSdk(root, _version(root / SDK_FILE))
     parts = (sdk.root / SDK_FILE, sdk.converter, sdk.context_binary_generator, sdk.backend, sdk.extensions)
     missing = [str(path.relative_to(sdk.root)) for path in parts if not path.is_file()]
     if missing:
@@ -98,10 +109,20 @@ def find_qnn_sdk() -> QnnSdk:
     return sdk
 
 
+def qnn_root() -> Path | None:
+    """The folder that the SDK is expected in; None if nobody said. The simulator goes first, as for the Apps SDK."""
+    simulated = simulated_version()
+    if simulated:
+        return simulated_root(simulated, qnn=True)
+    given = os.environ.get(ROOT_VARIABLE)
+    return Path(given).expanduser().absolute() if given else None  # the tools run in another folder
+
+
 def _absence(found: str) -> DeviceError:
     return DeviceError(
         f"compiling with enable_qnn needs Qualcomm's QAIRT SDK with its parts for the Cloud AI 100, but {found}."
         f" Install the SDK and set {ROOT_VARIABLE} to the folder in which its {SDK_FILE} lies, or leave enable_qnn out."
+        f" {SIMULATOR_VARIABLE}=1 takes the simulator in its place (pip install 'qefficient[simulator]')."
     )
 
 
@@ -123,12 +144,21 @@ class QnnConfig:
     context_binary_arguments: tuple[str, ...] = ()
     backend: Mapping[str, Any] = field(default_factory=dict)
     skips_converter: bool = False
-    """Take the `model.dlc` that is there."""
+    """Take the `model.dlc` that is there: asked for, but there never is one."""
+
+    def check(self, options: CompilerOptions) -> None:
+        """Refuse settings of which it is known without a program that it decides them otherwise."""
+        own = dict(qnn_files.CONSTANT)
+        if options.mdp_load_partition_config:
+            own[qnn_files.PARTITION_KEY] = options.mdp_load_partition_config
+        elif options.slices_tensors:
+            own[qnn_files.PARTITION_KEY] = f"a file for {options.num_devices} devices"
+        qnn_files.check_decided(own, self.backend)
 
 
 def read_qnn_config(path: Path | None) -> QnnConfig:
     """The user's file, checked; None is a file that says nothing."""
-    return qnn_config(_content(path)) if path else QnnConfig()
+    return qnn_config(config_content(path)) if path else QnnConfig()
 
 
 def qnn_config(given: Any) -> QnnConfig:
@@ -151,7 +181,8 @@ def qnn_config(given: Any) -> QnnConfig:
     )
 
 
-def _content(path: Path) -> Any:
+def config_content(path: Path) -> Any:
+    """What the file holds, as it stands there."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -184,12 +215,24 @@ def _refuse_fixed(name: str, key: str, fixed: Sequence[str]) -> None:
         raise OptionError(f"qnn_config: {key} sets '{name}', which the program and its options decide. Leave it out.")
 
 
+def check_target(options: CompilerOptions) -> None:
+    """Refuse options that ask for what the tools cannot do."""
+    if options.aic_hw_version not in (None, "ai100"):
+        raise OptionError(
+            f"QNN's tools compile for ai100 only, not for {options.aic_hw_version}. Compile without enable_qnn."
+        )
+    if options.mdp_num_partitions > 1:
+        raise OptionError("mdp_num_partitions does not go with enable_qnn. Leave one of them out.")
+
+
 @dataclass(frozen=True)
 class QnnFiles:
     """What the tools read and where they write: everything in one folder, but the graph."""
 
     folder: Path
     onnx: Path
+    scratch: Path | None = None
+    """Where the converted graph lies if not in the folder: it holds all weights once more, and is not kept."""
 
     @property
     def custom_io(self) -> Path:
@@ -197,7 +240,7 @@ class QnnFiles:
 
     @property
     def dlc(self) -> Path:
-        return self.folder / f"{qnn_files.MODEL}.dlc"
+        return (self.scratch or self.folder) / f"{qnn_files.MODEL}.dlc"
 
     @property
     def compiler_config(self) -> Path:
@@ -238,10 +281,7 @@ class QnnCompilation:
         self._check_specializations()
         if self.dtype == "bfloat16":
             raise OptionError("QNN's tools compile in float16 only, but the program has bfloat16. Export in float16.")
-        if self.options.aic_hw_version not in (None, "ai100"):
-            raise OptionError(f"QNN's tools compile for ai100 only, not for {self.options.aic_hw_version}.")
-        if self.options.mdp_num_partitions > 1:
-            raise OptionError("mdp_num_partitions does not go with enable_qnn. Leave one of them out.")
+        check_target(self.options)
         self._warn_of_options_without_effect()
 
     def _check_specializations(self) -> None:
@@ -257,6 +297,8 @@ class QnnCompilation:
         ignored += [EXTRA] if self.options.extra_compiler_args else []
         if ignored:
             logger.warning("QNN's tools have no option for %s: no effect. Use qnn_config.", ", ".join(ignored))
+        if self.config.skips_converter:
+            logger.warning("qnn_config: %s has no effect: the converted graph is not kept between runs.", SKIP_KEY)
 
     @property
     def holds_block_floats(self) -> bool:
@@ -267,17 +309,25 @@ class QnnCompilation:
 def texts(asked: QnnCompilation) -> dict[Path, str]:
     """Every file that the tools read beside the graph, by where it lies."""
     files, graph, entries = asked.files, asked.graph, asked.specializations
-    settings = qnn_files.backend_settings(graph, entries, asked.options, files.slices)
     written = {
         files.custom_io: qnn_files.custom_io_text(graph, entries, asked.options.mxint8_kv_cache),
         files.compiler_config: qnn_files.compiler_config_text(files.backend, asked.sdk.extensions),
-        files.backend: qnn_files.backend_text(settings, asked.config.backend),
+        files.backend: qnn_files.backend_text(settings(asked)),
     }
     if asked.holds_block_floats:
         written[files.data_format] = qnn_files.data_format_text(graph, entries)
     if asked.options.slices_tensors:
         written[files.slices] = qnn_files.slices_text(asked.options.num_devices)
     return written
+
+
+def settings(asked: QnnCompilation) -> dict[str, Any]:
+    """What the backend is told: by us, and by the user's file."""
+    own = qnn_files.backend_settings(asked.graph, asked.specializations, asked.options, asked.files.slices)
+    merged = qnn_files.merged_settings(own, asked.config.backend)
+    if qnn_files.PARTITION_KEY in merged:  # the tools run in another folder than the user
+        merged[qnn_files.PARTITION_KEY] = os.path.abspath(merged[qnn_files.PARTITION_KEY])
+    return merged
 
 
 def converter_command(asked: QnnCompilation) -> list[str]:
@@ -311,12 +361,3 @@ def context_binary_command(asked: QnnCompilation) -> list[str]:
         *([] if says_level else [LOG_LEVEL, "error"]),
         *given,
     ]  # fmt: skip
-
-
-def commands(asked: QnnCompilation) -> list[list[str]]:
-    """What is run, in this order: the first tool unless the user skips it, then the second."""
-    if not asked.config.skips_converter:
-        return [converter_command(asked), context_binary_command(asked)]
-    if not asked.files.dlc.is_file():
-        raise OptionError(f"{SKIP_KEY} was asked for, but there is no {asked.files.dlc}. Leave it out once.")
-    return [context_binary_command(asked)]

@@ -91,11 +91,16 @@ SPELT: Mapping[str, str] = MappingProxyType(
 )
 """Options of the native compiler, and what the backend of QNN calls them."""
 
-DECIDED = (
-    "graph_names", "compiler_compilation_target", "compiler_hardware_version", "compiler_convert_to_FP16",
-    "compiler_retained_state", PARTITION_KEY,
-)  # fmt: skip
-"""Settings that follow from the program and its geometry."""
+CONSTANT: Mapping[str, Any] = MappingProxyType(
+    {
+        "compiler_compilation_target": "hardware",
+        "compiler_hardware_version": "2.0",
+        "compiler_convert_to_FP16": True,
+    }
+)
+"""Settings that this device has always."""
+DECIDED = (*CONSTANT, "graph_names", "compiler_retained_state", PARTITION_KEY)
+"""Settings that the user cannot have otherwise: those, and what follows from the program and its geometry."""
 
 
 def graph_names(specializations: Sequence[Specialization]) -> list[str]:
@@ -165,20 +170,45 @@ def slices_text(devices: int) -> str:
     return _json({"connections": connections, "partitions": partitions})
 
 
+def partition_devices(path: Path) -> int:
+    """How many devices a file of partitions is for."""
+    try:
+        partitions = json.loads(path.read_text(encoding="utf-8"))["partitions"]
+        found = len({int(device["deviceId"]) for partition in partitions for device in partition["devices"]})
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        found = 0
+    if not found:
+        raise OptionError(
+            f"{path} is no file of partitions: an object is expected whose 'partitions' have 'devices', each with its"
+            " 'deviceId'. Correct it, or ask for num_devices and have one written."
+        )
+    return found
+
+
 def compiler_config_text(backend: Path, extensions: Path) -> str:
     """The text of `qnn_compiler_config.json`: where the backend's settings lie, and the library that reads them."""
     return _json({"backend_extensions": {"config_file_path": str(backend), "shared_library_path": str(extensions)}})
 
 
-def backend_text(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The text of `qnn_compile_backend.json`: our settings, then those that the user changes."""
+def backend_text(settings: Mapping[str, Any]) -> str:
+    """The text of `qnn_compile_backend.json`."""
+    return _json(settings)
+
+
+def merged_settings(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Our settings, then those that the user changes."""
+    check_decided(own, given)
+    return {**own, **given}
+
+
+def check_decided(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse settings of the user that are not the user's."""
     for key in DECIDED:
         if key in own and key in given and given[key] != own[key]:
             raise OptionError(
                 f"qnn_compilation_backend sets '{key}' to {given[key]!r}, but the program and its options ask for"
                 f" {own[key]!r}. Leave it out."
             )
-    return _json({**own, **given})
 
 
 def backend_settings(
@@ -187,9 +217,7 @@ def backend_settings(
     """What the backend is told of a program, its geometry and its options."""
     partitions = options.mdp_load_partition_config or (str(slices) if options.slices_tensors else None)
     return {
-        "compiler_compilation_target": "hardware",
-        "compiler_hardware_version": "2.0",
-        "compiler_convert_to_FP16": True,
+        **CONSTANT,
         "compiler_retained_state": bool(graph.states),
         "graph_names": graph_names(specializations),
         "compiler_mxfp6_matmul_weights": options.mxfp6_matmul,

@@ -34,7 +34,7 @@ def state(name: str, dtype: str, slots: str) -> StateSpec:
     kind, _, layer = name.partition(".")
     shapes = {"recurrent": (slots, 2, 4, 8), "tokens": (slots, "ctx_len")}
     dtype = "int64" if kind == "tokens" else dtype
-    shape = shapes.get(kind, (slots, 2, "ctx_len", 8))
+    shape = shapes.get(kind, (slots, 2, "ctx_len", 32))
     return StateSpec(TensorSpec(state_name(kind, int(layer)), dtype, shape), kind, int(layer))
 
 
@@ -70,7 +70,6 @@ def test_golden(path: Path) -> None:
     asked = asked_for(record)
     assert qnn.converter_command(asked) == record["converter"]
     assert qnn.context_binary_command(asked) == record["context_binary"]
-    assert qnn.commands(asked) == [record["converter"], record["context_binary"]]
     texts = {path.name: text for path, text in qnn.texts(asked).items()}
     assert all(path.parent == FILES.folder for path in qnn.texts(asked))
     found = {name: json.loads(t) if name.endswith(".json") else t.split("\n") for name, t in texts.items()}
@@ -89,6 +88,7 @@ def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QnnSdk:
     """One that is complete, on a machine that it is for."""
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("QEFF_QAIC_SIMULATOR", raising=False)
     monkeypatch.setenv("QNN_SDK_ROOT", str(tmp_path))
     installed = QnnSdk(tmp_path)
     for path in (installed.converter, installed.context_binary_generator, installed.backend, installed.extensions):
@@ -131,6 +131,25 @@ def test_an_sdk_that_nobody_named(sdk: QnnSdk, monkeypatch: pytest.MonkeyPatch) 
         DeviceError, match="QNN_SDK_ROOT is not set. Install the SDK and set QNN_SDK_ROOT to the folder"
     ):
         qnn.find_qnn_sdk()
+
+
+def test_the_simulator_goes_before_an_installed_sdk(
+    sdk: QnnSdk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QEFF_QAIC_SIMULATOR", "1")
+    found = qnn.find_qnn_sdk()
+    assert found.root.is_relative_to(tmp_path / "home") and found.version
+    assert (found.root / "SIMULATED").is_file()
+
+
+def test_the_tools_find_their_own_libraries(sdk: QnnSdk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    environment = sdk.environment()
+    assert environment["PYTHONPATH"] == f"{sdk.root}/lib/python:/mine"
+    assert environment["LD_LIBRARY_PATH"] == f"{sdk.root}/lib/x86_64-linux-clang"
+    assert environment["QNN_SDK_ROOT"] == str(sdk.root)
 
 
 @pytest.mark.parametrize(
@@ -237,17 +256,63 @@ def test_settings_that_the_program_decides(key: str, value: Any) -> None:
 
 def test_a_user_s_partitions_go_without_ours_only() -> None:
     config = QnnConfig(backend={"compiler_mdp_load_partition_config": "mine.json"})
-    assert backend_of(replace(PLAIN, config=config))["compiler_mdp_load_partition_config"] == "mine.json"
+    told = backend_of(replace(PLAIN, config=config))["compiler_mdp_load_partition_config"]
+    assert told == str(Path("mine.json").absolute())  # the tools run elsewhere
     with pytest.raises(OptionError, match="sets 'compiler_mdp_load_partition_config' to 'mine.json'"):
         qnn.texts(replace(PLAIN, options=read_options({"num_devices": 2}), config=config))
 
 
-def test_the_converter_is_skipped_where_its_file_is_there(tmp_path: Path) -> None:
-    asked = replace(PLAIN, files=QnnFiles(tmp_path, FILES.onnx), config=QnnConfig(skips_converter=True))
-    with pytest.raises(OptionError, match="SKIP_QNN_CONVERTER_STEP was asked for, but there is no .*model.dlc"):
-        qnn.commands(asked)
-    asked.files.dlc.touch()
-    assert qnn.commands(asked) == [qnn.context_binary_command(asked)]
+def test_skipping_the_converter_has_no_effect_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """There is never a converted graph to take: each compilation starts in an empty folder."""
+    with caplog.at_level(logging.WARNING):
+        asked = replace(PLAIN, config=QnnConfig(skips_converter=True))
+    assert "SKIP_QNN_CONVERTER_STEP has no effect" in caplog.text
+    assert qnn.converter_command(asked) == qnn.converter_command(PLAIN)
+
+
+def test_the_converted_graph_lies_where_nothing_is_kept() -> None:
+    asked = replace(PLAIN, files=replace(FILES, scratch=Path("/scratch")))
+    for command in (qnn.converter_command(asked), qnn.context_binary_command(asked)):
+        assert "/scratch/model.dlc" in command
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "said"),
+    [
+        ({"compiler_hardware_version": "3.0"}, {}, "ask for '2.0'"),
+        ({"compiler_convert_to_FP16": False}, {}, "ask for True"),
+        ({"compiler_mdp_load_partition_config": "a"}, {"num_devices": 2}, "ask for 'a file for 2 devices'"),
+        ({"compiler_mdp_load_partition_config": "a"}, {"mdp_load_partition_config": "b"}, "ask for 'b'"),
+    ],
+)
+def test_settings_that_are_refused_before_there_is_a_program(
+    backend: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    QnnConfig(backend={"compiler_hardware_version": "2.0", "compiler_num_of_cores": 4}).check(read_options(options))
+    with pytest.raises(OptionError, match=f"sets 'compiler_.*{said}. Leave it out"):
+        QnnConfig(backend=backend).check(read_options(options))
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ('{"partitions": [{"devices": [{"deviceId": 0}, {"deviceId": 1}]}, {"devices": [{"deviceId": 2}]}]}', 3),
+        ("{", None),
+        ("{}", None),
+        ('{"partitions": [{"devices": [3]}]}', None),
+        ('{"partitions": [{"devices": []}]}', None),
+        (None, None),
+    ],
+)
+def test_devices_of_partitions(tmp_path: Path, text: str | None, devices: int | None) -> None:
+    path = tmp_path / "mine.json"
+    if text is not None:
+        path.write_text(text)
+    if devices:
+        assert qnn_files.partition_devices(path) == devices
+        return
+    with pytest.raises(OptionError, match="mine.json is no file of partitions: an object is expected"):
+        qnn_files.partition_devices(path)
 
 
 def test_a_log_level_of_the_user_replaces_ours() -> None:

@@ -1,0 +1,116 @@
+"""`compile_program` by QNN's two tools: the same steps as in `compilation`, with two commands in place of one.
+
+1. options    those of the native compiler that have a meaning here, and the user's own file; before any work
+2. graph      constants within float16, tables of what positions decide
+3. files      custom_io_config.yaml, qnn_*.json, tensor_slicing.json
+4. run        the converter, then the generator; the converted graph is not kept
+5. check      exit codes, the container, and the sizes of every input and output in it
+6. qconfig    what the program was made from, for people
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from QEfficient.artifacts import fingerprint
+from QEfficient.devices.cloud_ai_100 import compilation, qnn, qnn_files
+from QEfficient.devices.cloud_ai_100.options import CompilerOptions
+from QEfficient.devices.cloud_ai_100.position_tables import for_half
+from QEfficient.devices.cloud_ai_100.qnn import QnnCompilation, QnnFiles
+from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk
+from QEfficient.devices.cloud_ai_100.specializations_file import FILE, specializations_text
+from QEfficient.errors import DeviceError
+from QEfficient.program import ExportedProgram
+from QEfficient.specs import CompileSpec
+
+
+def check_options(options: CompilerOptions) -> None:
+    """Refuse what can be refused without a program: no SDK, a file that says too much, partitions of nobody."""
+    qnn.check_target(options)
+    qnn.find_qnn_sdk()
+    config = qnn.read_qnn_config(_config_path(options))
+    config.check(options)
+    path = options.mdp_load_partition_config or config.backend.get(qnn_files.PARTITION_KEY)
+    if path:
+        qnn_files.partition_devices(Path(path))
+
+
+def ingredients(options: CompilerOptions) -> Mapping[str, Any]:
+    """What the compiled form depends on beside the options: the SDK, and what the user's file says and names."""
+    sdk, content = qnn.find_qnn_sdk(), _content(options)
+    partitions = qnn.qnn_config(content).backend.get(qnn_files.PARTITION_KEY)
+    named = Path(partitions).read_text(encoding="utf-8") if partitions else ""
+    return {"sdk": sdk.version, "root": str(sdk.root), "config": content, "partitions": fingerprint({"text": named})}
+
+
+def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
+    """Write the compiled program and everything that belongs to it into `folder`; returns the report."""
+    options, sdk = compilation.check_options(spec.device_options), find_sdk()
+    check_options(options)
+    hardware = options.aic_hw_version or compilation.installed_hardware(sdk)
+    options = replace(options, aic_hw_version=hardware)
+    compilation.check_program(program, spec, hardware)
+    with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
+        entries = spec.specializations(program.graphs[compilation.ROLE].spec.windows)
+        onnx = for_half(program.onnx_path(compilation.ROLE), Path(scratch), entries)
+        asked = _put_together(program, spec, options, QnnFiles(folder, onnx, Path(scratch)))
+        _write_files(asked, sdk)
+        said = _run(asked)
+    compilation.check_result(asked.files.binary, asked.graph, asked.specializations, said)
+    content = {"qnn_sdk_version": asked.sdk.version, **_content(options)}
+    compilation.write_qconfig(program, spec, compilation.Compiler(sdk, options, hardware), folder, content)
+    return _report(asked, sdk, said)
+
+
+def _config_path(options: CompilerOptions) -> Path | None:
+    return Path(options.qnn_config) if options.qnn_config else None
+
+
+def _content(options: CompilerOptions) -> dict[str, Any]:
+    path = _config_path(options)
+    return dict(qnn.config_content(path)) if path else {}
+
+
+def _put_together(
+    program: ExportedProgram, spec: CompileSpec, options: CompilerOptions, files: QnnFiles
+) -> QnnCompilation:
+    graph = program.graphs[compilation.ROLE].spec
+    entries, config = spec.specializations(graph.windows), qnn.read_qnn_config(_config_path(options))
+    return QnnCompilation(qnn.find_qnn_sdk(), files, graph, entries, options, config, program.dtype)
+
+
+def _write_files(asked: QnnCompilation, sdk: Sdk) -> None:
+    """What the tools read, and for those who look for the shapes of a program, the file that every device writes."""
+    specializations = specializations_text(asked.specializations, sdk)
+    for path, text in {**qnn.texts(asked), asked.files.folder / FILE: specializations}.items():
+        path.write_text(text, encoding="utf-8")
+    asked.files.binary.mkdir()
+
+
+def _run(asked: QnnCompilation) -> str:
+    """Both tools; all that they said."""
+    folder, environment = asked.files.folder, asked.sdk.environment()
+    converted = compilation.run_compiler(qnn.converter_command(asked), folder, environment)
+    if not asked.files.dlc.is_file():
+        raise DeviceError(
+            f"{asked.sdk.converter.name} ended without an error, but wrote no {asked.files.dlc.name}:"
+            f" {compilation.last_lines(converted)}"
+        )
+    return converted + compilation.run_compiler(qnn.context_binary_command(asked), folder, environment)
+
+
+def _report(asked: QnnCompilation, sdk: Sdk, said: str) -> Mapping[str, Any]:
+    partitions = qnn.settings(asked).get(qnn_files.PARTITION_KEY)
+    return {
+        "sdk": sdk.version,
+        "qnn_sdk": asked.sdk.version,
+        "hardware": asked.options.aic_hw_version,
+        "simulated": compilation.SIMULATOR_SAYS in said,
+        "commands": [qnn.converter_command(asked), qnn.context_binary_command(asked)],
+        "devices": qnn_files.partition_devices(Path(partitions)) if partitions else 1,
+        "specializations": len(asked.specializations),
+    }
