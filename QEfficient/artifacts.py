@@ -23,7 +23,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from QEfficient.errors import ArtifactError, StorageError
-from QEfficient.program import MANIFEST
+from QEfficient.program import MANIFEST, compiled_folder
 from QEfficient.publication import (
     CHECKSUMS,
     LOCK_PREFIX,
@@ -187,8 +187,8 @@ class ArtifactStore:
 
     def find(self, prefix: str) -> Entry:
         """The one artifact whose name, folder or fingerprint starts with `prefix`, or that lies at this path."""
-        if os.sep in prefix and self._is_artifact(_absolute(prefix)):
-            return self._entry(_absolute(prefix))
+        if os.sep in prefix and self._is_artifact(folder := compiled_folder(_absolute(prefix))):
+            return self._entry(folder)
         entries = self.entries()
         matches = [e for e in entries if e.name == prefix] or [e for e in entries if prefix and _matches(e, prefix)]
         if not matches:

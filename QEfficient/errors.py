@@ -11,6 +11,12 @@ QEfficientError
 ├── ArtifactError         an artifact is missing, damaged or of another version
 │   └── StorageError              the artifact store cannot be written (full, read-only)
 ├── DeviceError           a device is unknown, absent, or refused to compile or to run
+│   ├── CoresTakenError           it has fewer free cores than the program needs
+│   ├── DeviceMemoryError         it has less free memory than the program needs
+│   ├── DeviceBusyError           it took no run, however often it was asked
+│   └── SessionLostError          a run failed, and what the session kept on the device is gone
+│       ├── DeviceTimeoutError            the run did not end in time
+│       └── DeviceLostError               the device has failed, or is not there any more
 ├── EngineError           an engine takes no requests any more
 │   └── QueueFullError            not now: too many wait already
 └── VerificationError     two stages that should agree do not
@@ -67,6 +73,30 @@ class StorageError(ArtifactError):
 
 class DeviceError(QEfficientError):
     """A device is unknown, absent, or refused to compile or to run."""
+
+
+class CoresTakenError(DeviceError):
+    """The device has fewer free cores than the program needs."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has less free memory than the program needs."""
+
+
+class DeviceBusyError(DeviceError):
+    """The device took no run, however often it was asked."""
+
+
+class SessionLostError(DeviceError):
+    """A run failed, and what the session kept on the device is gone."""
+
+
+class DeviceTimeoutError(SessionLostError):
+    """A run did not end in time."""
+
+
+class DeviceLostError(SessionLostError):
+    """The device has failed, or is not there any more."""
 
 
 class EngineError(QEfficientError):

@@ -17,6 +17,8 @@ MISSPELT = 0.75
 """How alike (0 to 1) an unknown flag and a known one must be to be taken for the same."""
 SWITCH = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 
+SIMULATED_DEVICE = "cloud_ai_100"
+
 
 class UsageError(Exception):
     """The command line cannot be understood."""
@@ -220,7 +222,33 @@ def add_device(parser: Parser) -> None:
     group.add_argument("--mos", type=int, metavar="N", help="effort to keep data on a card's chip")
     group.add_argument("--aic-enable-depth-first", action="store_true", help="depth-first order on a card")
     group.add_argument("--allow-mxint8-mdp-io", action="store_true", help="MXINT8 between cards")
+    add_simulate(group)
     group.add_argument("--enable-qnn", nargs="?", const=True, metavar="CONFIG", help="compile for a card with QNN")
+
+
+def add_simulate(group: Any) -> None:
+    """Stand-ins for the Cloud AI SDK, also in the processes that a command starts."""
+    group.add_argument(
+        "--simulate",
+        nargs="?",
+        const="1",
+        type=sdk_version,
+        metavar="SDK",
+        help="a simulator in place of Qualcomm's SDK, of its latest version or of 1.21: nothing runs on a card",
+    )
+
+
+def sdk_version(text: str) -> str:
+    """`1.21`."""
+    if not re.fullmatch(r"1|\d+\.\d+", text):
+        raise argparse.ArgumentTypeError(f"the version of an SDK such as 1.22, or nothing, is expected, not '{text}'")
+    return text
+
+
+def refuse_simulating(device: str | None, found: str) -> None:
+    """Only one device has stand-ins."""
+    if device != SIMULATED_DEVICE:
+        raise UsageError(f"--simulate is for the device {SIMULATED_DEVICE}, but {found}. Leave one of them out.")
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:

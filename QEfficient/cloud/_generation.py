@@ -92,6 +92,7 @@ class Task:
     sampling: Mapping[str, Any]
     """What was given; the model's generation config says the rest."""
     as_json: bool
+    device_ids: Sequence[int] | None = None
 
 
 def open_tokenizer(compiled: CompiledProgram) -> Any:
@@ -105,18 +106,23 @@ def check_program(compiled: CompiledProgram) -> None:
     """Refuse what does not generate text, and what is damaged."""
     if compiled.program.model.task != "causal-lm":
         raise OptionError(f"{compiled.folder} computes {compiled.program.model.task}; it does not generate text.")
-    ArtifactStore().open(compiled.program.folder)
+    if compiled.program.fingerprint:  # else it is known by its container alone
+        ArtifactStore().open(compiled.program.folder)
 
 
 @contextmanager
 def opened(
-    compiled: CompiledProgram, tokenizer: Any, clock: StageClock, choice: DecodingChoice
+    compiled: CompiledProgram,
+    tokenizer: Any,
+    clock: StageClock,
+    choice: DecodingChoice,
+    device_ids: Sequence[int] | None = None,
 ) -> Iterator[tuple[Engine, TextGenerator]]:
     """An engine on the program, and the same for text."""
     if left_out(compiled.program.model.generation):
         note(left_out(compiled.program.model.generation))
     clock("load the program")
-    with get_device(compiled.device).load(compiled) as session:
+    with get_device(compiled.device).load(compiled, device_ids) as session:
         choice = choice.or_usual(compiled.program.model.generation.get(LOOKUP), session.limits)
         with opened_decoding(choice, compiled, session.limits) as decoding:
             clock.stop()
@@ -131,10 +137,11 @@ def generate(
     check_program(compiled)
     check_prompts(tokenizer, task.prompts, compiled.spec)
     params = sampling_params(compiled.program.model.generation, task.sampling)
-    with opened(compiled, tokenizer, clock, choice) as (engine, text):
+    with opened(compiled, tokenizer, clock, choice, task.device_ids) as (engine, text):
         outputs = _run(text, task, params, clock)
     geometry = compiled.spec.batch_size, compiled.spec.continuous_batching
     info = exec_info(outputs, *geometry, compiled.program.model.pad_token_id or 0, params.n)
+    info.simulated = compiled.simulated
     info.drafted, info.accepted = engine.statistics.drafted, engine.statistics.accepted
     if not task.as_json:
         _print(outputs, task, info)
@@ -174,6 +181,7 @@ def _print(outputs: Sequence[RequestOutput], task: Task, info: CloudAI100ExecInf
 def _record(task: Task, info: CloudAI100ExecInfo) -> dict[str, Any]:
     metrics = info.perf_metrics
     return {
+        "simulated": info.simulated,
         "outputs": [
             {"prompt": prompt, **_record_of(output)}
             for prompt, answers in zip(task.prompts, info.outputs, strict=True)

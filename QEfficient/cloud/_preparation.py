@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from QEfficient.artifacts import ArtifactStore
-from QEfficient.cloud._arguments import USUAL, UsageError
+from QEfficient.cloud._arguments import SIMULATED_DEVICE, USUAL, UsageError
 from QEfficient.cloud._logging import quieten_libraries
 from QEfficient.cloud._presentation import StageClock, note
 from QEfficient.cloud._requests import Requests
 from QEfficient.demo import DEMO_NAME
-from QEfficient.devices import Device, get_device
+from QEfficient.devices import Device, device_class, get_device
 from QEfficient.errors import ArtifactError, UnsupportedModelError
 from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled, load_exported
 from QEfficient.specs import CompileSpec, ExportSpec
@@ -52,6 +53,8 @@ def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
 def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the device is told: its flags, and those that no command knows."""
     options = {name: getattr(arguments, name) for name in CARD_OPTIONS}
+    if (options["mos"] or 0) < 0:  # what Qualcomm's library writes for: not said
+        options["mos"] = None
     if arguments.device_group:
         options["num_devices"] = len(arguments.device_group)
     if arguments.enable_qnn:
@@ -104,8 +107,10 @@ class Preparation:
     def compiled(self, check: Callable[[CompileSpec], None] = lambda spec: None) -> CompiledProgram:
         """The compiled program. `check` is called with its geometry before the long work begins."""
         device, spec = get_device(self._arguments.device), compile_spec(self._arguments)
-        device.own_options(spec.device_options)
-        requests = self._requests(spec=spec, device=device.name, compile_dir=self._arguments.compile_dir)
+        _say_where(device, self._arguments)
+        needs = device.ingredients(device.own_options(spec.device_options))
+        compile_dir = self._arguments.compile_dir
+        requests = self._requests(spec=spec, device=device.name, ingredients=needs, compile_dir=compile_dir)
         folder = requests.find("compiled")
         if folder is None or not self._store.is_complete(load_compiled(folder).program.folder):
             model = self._open()
@@ -118,7 +123,7 @@ class Preparation:
     def _compile(self, model: Any, device: Device, spec: CompileSpec) -> Path:
         exported = Path(model.export(**self._graph)).parent
         self._requests(export_dir=None).keep("exported", exported)
-        folder: Path = model.compile(
+        model.compile(
             compile_dir=self._arguments.compile_dir,
             prefill_seq_len=spec.prefill_seq_len,
             ctx_len=spec.ctx_len,
@@ -128,6 +133,7 @@ class Preparation:
             device=device.name,
             **spec.device_options,
         )
+        folder: Path = model.compiled.folder
         return folder
 
     def _requests(self, **more: Any) -> Requests:
@@ -155,6 +161,16 @@ class Preparation:
         return model
 
 
+def _say_where(device: Device, arguments: argparse.Namespace) -> None:
+    """A script that is written for a card, and names no device, learns where it runs and why not there."""
+    chosen = arguments.device or os.environ.get("QEFF_DEVICE", "auto")
+    meant = given(arguments, ("device_group", "enable_qnn", *CARD_OPTIONS))
+    if chosen == "auto" and meant and device.name != SIMULATED_DEVICE:
+        flags = ", ".join("--" + name.replace("_", "-") for name in meant)
+        reason = device_class(SIMULATED_DEVICE).availability()
+        note(f"this runs on the device {device.name}, which has no use for {flags}: {reason}")
+
+
 def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
     """The draft model that the arguments name: compiled already, or made ready as the model is."""
     from QEfficient.cloud._compiled import find_compiled, is_compiled
@@ -173,9 +189,13 @@ def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledPr
     program = load_exported(path if path.is_dir() else path.parent)
     store.open(program.folder)
     clock("load libraries")
+    from QEfficient.legacy import compile_for_scripts
     from QEfficient.transformers.models.stages import compile_program
 
     clock("compile")
-    compiled = compile_program(program, spec, device, store, arguments.compile_dir)
+    if arguments.qpc_path:
+        compiled = compile_for_scripts(program, spec, device, arguments.qpc_path, arguments.custom_io_file_path)
+    else:
+        compiled = compile_program(program, spec, device, store, arguments.compile_dir)
     clock.stop()
     return compiled

@@ -44,6 +44,7 @@ def add_arguments(parser: options.Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
+    from QEfficient.cloud._compiled import output_folder
     from QEfficient.cloud._preparation import Preparation, model_name, tokenizer_options
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         compiled = Preparation(name, arguments, clock).compiled(check)
         chat = _run(name, compiled, given, arguments, clock)
     if arguments.json:
-        made = {"model": name, "device": compiled.device, "qpc_path": compiled.folder}
+        made = {"model": name, "device": compiled.device, "simulated": compiled.simulated}
+        made["qpc_path"] = output_folder(compiled)
         said = {"messages": chat.conversation.messages(), "answers": chat.answers}
         document({**made, **said, "seconds": clock.seconds})
     return 1 if chat.failed and not chat.terminal.interactive else 0  # a script learns that a line was refused
@@ -93,8 +95,9 @@ def _run(
     generation.check_program(compiled)
     settings, terminal = Settings(compiled.program.model.generation, given), Terminal(arguments.json, command_names())
     choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
-    with generation.opened(compiled, generation.open_tokenizer(compiled), clock, choice) as (engine, text):
-        partner = Partner(name, compiled.device, engine, text)
+    tokenizer = generation.open_tokenizer(compiled)
+    with generation.opened(compiled, tokenizer, clock, choice, arguments.device_group) as (engine, text):
+        partner = Partner(name, compiled.place, engine, text)
         chat = Chat(partner, settings, terminal, Conversation(arguments.system or ""))
         _greet(chat)
         chat.run()

@@ -22,20 +22,26 @@ def add_arguments(parser: Parser) -> None:
     add_device(parser)
     group = parser.add_argument_group("program")
     group.add_argument("--onnx-path", metavar="FILE", help="compile this exported program in place of a model")
+    group.add_argument("--compile-dir", metavar="DIR", help="write below DIR, not into the program's folder")
     group.add_argument(
-        "--compile-dir", "--qpc-path", metavar="DIR", help="write below DIR, not into the program's folder"
+        "--qpc-path", metavar="DIR", help="the same; with --onnx-path and a card into DIR/qpcs, where old scripts look"
     )
     group.add_argument("--custom-io-file-path", metavar="FILE", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from QEfficient.cloud._compiled import output_folder
     from QEfficient.cloud._preparation import Preparation, compile_onnx, model_name
     from QEfficient.cloud._presentation import StageClock, document, note
 
-    if arguments.custom_io_file_path:
-        note("--custom-io-file-path is not used: the types of inputs and outputs follow from the program")
     if arguments.onnx_path and (arguments.model or arguments.model_name):
         raise UsageError("a model and --onnx-path contradict each other. Give one of them.")
+    if arguments.compile_dir and arguments.qpc_path:
+        raise UsageError("--compile-dir and --qpc-path contradict each other. Give one of them.")
+    if not arguments.onnx_path:
+        arguments.compile_dir = arguments.compile_dir or arguments.qpc_path
+        if arguments.custom_io_file_path:
+            note("--custom-io-file-path is not used: the types of inputs and outputs follow from the program")
     with StageClock(arguments.verbose) as clock:
         if arguments.onnx_path:
             compiled = compile_onnx(arguments, clock)
@@ -45,13 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
         clock.summary()
         for way, count in Counter(compiled.report.get("layers", {}).values()).items():
             note(f"{count} layer{'s' if count > 1 else ''} in {way}")
-        print(compiled.folder)
+        print(output_folder(compiled))
         return 0
     document(
         {
             "folder": compiled.folder,
+            "qpc_path": output_folder(compiled),
             "onnx_path": compiled.program.onnx_path(),
             "device": compiled.device,
+            "simulated": compiled.simulated,
             "fingerprint": compiled.fingerprint,
             "layers": compiled.report.get("layers", {}),
             "seconds": clock.seconds,

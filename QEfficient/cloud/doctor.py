@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from QEfficient.cloud._arguments import Parser
+from QEfficient.cloud._arguments import Parser, add_simulate
 
 HELP = "Show versions, devices, the artifact store and this machine; say what is missing."
 EXAMPLES = """\
@@ -32,6 +32,7 @@ LEAST_FREE = 10**9
 
 
 def add_arguments(parser: Parser) -> None:
+    add_simulate(parser)
     parser.add_argument("--online", action="store_true", help="ask the model hub whether it can be reached")
 
 
@@ -41,13 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     found: dict[str, dict[str, Any]] = {
         "versions": _versions(),
         "devices": _devices(),
+        "software": _software(),
         "store": _store(),
         "hub": _hub(arguments.online),
         "machine": _machine(),
     }
     problems = _problems(found)
     if arguments.json:
-        document({**found, "problems": problems})
+        document({**found, "simulated": _simulated(found["devices"]), "problems": problems})
     else:
         table(("what", "name", "found"), [(what, *item) for what, items in found.items() for item in items.items()])
         for problem in problems:
@@ -74,6 +76,21 @@ def _devices() -> dict[str, str]:
     from QEfficient.devices import device_class, device_names
 
     return {name: device_class(name).availability() or "usable" for name in device_names()}
+
+
+def _software() -> dict[str, str]:
+    """What is installed beside Python's packages, by the device that works with it."""
+    from QEfficient.devices import device_class, device_names
+
+    found = {name: device_class(name).software() for name in device_names()}
+    return {name: text for name, text in found.items() if text}
+
+
+def _simulated(devices: dict[str, str]) -> bool:
+    """Whether stand-ins answer for one of the devices that can be used."""
+    from QEfficient.devices import device_class
+
+    return any(device_class(name).simulated() for name, state in devices.items() if state == "usable")
 
 
 def _store() -> dict[str, Any]:

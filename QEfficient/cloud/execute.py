@@ -6,7 +6,16 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from QEfficient.cloud._arguments import Parser, add_decoding, add_prompts, add_sampling, add_source, device_group
+from QEfficient.cloud._arguments import (
+    Parser,
+    add_decoding,
+    add_prompts,
+    add_sampling,
+    add_simulate,
+    add_source,
+    device_group,
+    refuse_simulating,
+)
 
 if TYPE_CHECKING:
     from QEfficient.program import CompiledProgram
@@ -26,23 +35,29 @@ def add_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("tokenizer", "only for a program that was exported without one")
     group.add_argument("--model-name", "--model", metavar="MODEL", help="the model whose tokenizer is used")
     add_source(group)
+    add_simulate(parser)
     parser.add_argument("--device-group", type=device_group, help=argparse.SUPPRESS)
     parser.add_argument("--full-batch-size", type=int, help=argparse.SUPPRESS)  # the program knows its own
 
 
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
-    from QEfficient.cloud._compiled import find_compiled
+    from QEfficient.cloud._compiled import find_compiled, output_folder, with_end
     from QEfficient.cloud._presentation import StageClock, document
 
     compiled = find_compiled(arguments.qpc_path)
-    task = generation.Task(generation.read_prompts(arguments), generation.sampling(arguments), arguments.json)
+    if arguments.simulate is not None:
+        refuse_simulating(compiled.device, f"the program in {compiled.folder} is for {compiled.device}")
+    prompts, sampling = generation.read_prompts(arguments), generation.sampling(arguments)
+    task = generation.Task(prompts, sampling, arguments.json, arguments.device_group)
     with StageClock(arguments.verbose) as clock:
         clock("load the tokenizer")
         choice = generation.decoding(arguments, lambda: find_compiled(arguments.draft_model))
-        record = generation.generate(compiled, _tokenizer(compiled, arguments), task, clock, choice)
+        tokenizer = _tokenizer(compiled, arguments)
+        record = generation.generate(with_end(compiled, tokenizer), tokenizer, task, clock, choice)
     if arguments.json:
-        document({"device": compiled.device, "qpc_path": compiled.folder, **record, "seconds": clock.seconds})
+        paths = {"qpc_path": output_folder(compiled)}
+        document({"device": compiled.device, **paths, **record, "seconds": clock.seconds})
     return 0
 
 

@@ -37,6 +37,7 @@ def add_arguments(parser: options.Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
+    from QEfficient.cloud._compiled import output_folder
     from QEfficient.cloud._preparation import Preparation, draft_program, model_name, tokenizer_options
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         generation.read_prompts(arguments, DEMO_PROMPT if demo else None),
         generation.sampling(arguments, DEMO_LENGTH if demo else None),
         arguments.json,
+        arguments.device_group,
     )
     with StageClock(arguments.verbose) as clock:
 
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
         record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)
     if arguments.json:
-        paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": compiled.folder}
+        paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": output_folder(compiled)}
         document({"model": name, "device": compiled.device, **paths, **record, "seconds": clock.seconds})
     return 0
 

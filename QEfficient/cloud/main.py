@@ -11,12 +11,13 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
 import QEfficient
-from QEfficient.cloud._arguments import Parser, UsageError, add_output
+from QEfficient.cloud._arguments import SIMULATED_DEVICE, Parser, UsageError, add_output, refuse_simulating
 from QEfficient.errors import QEfficientError, did_you_mean
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -94,7 +95,30 @@ def _run(name: str, words: Sequence[str], prog: str) -> int:
     command = load_command(name)
     arguments = command_parser(name, command, prog).read(words)
     configure_logging(arguments.verbose)
-    return command.run(arguments)
+    with _simulation(arguments):
+        return command.run(arguments)
+
+
+@contextmanager
+def _simulation(arguments: argparse.Namespace) -> Iterator[None]:
+    """What --simulate asks for: by the environment, which processes that a command starts have too."""
+    if getattr(arguments, "simulate", None) is None:
+        yield
+        return
+    from QEfficient.devices.cloud_ai_100.sdk import SIMULATOR_VARIABLE
+
+    if getattr(arguments, "device", None) in (None, "auto"):
+        arguments.device = SIMULATED_DEVICE
+    refuse_simulating(arguments.device, f"--device {arguments.device} was given")
+    before = os.environ.get(SIMULATOR_VARIABLE)
+    os.environ[SIMULATOR_VARIABLE] = arguments.simulate
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SIMULATOR_VARIABLE]
+        else:
+            os.environ[SIMULATOR_VARIABLE] = before
 
 
 def _front_door(prog: str) -> Parser:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from QEfficient.cloud._arguments import Parser, UsageError
+from QEfficient.cloud._arguments import Parser, UsageError, add_simulate
 
 if TYPE_CHECKING:
     from QEfficient.verification.model_matrix import Outcome
@@ -21,6 +21,7 @@ EXAMPLES = """\
   qefficient models --test llama mixtral --device cpu --weight-format int4 --json"""
 
 TABLE = Path("docs/models.md")
+USUAL_DEVICE = "reference"
 BROKEN = ("wrong", "crashed")
 
 
@@ -31,11 +32,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"with --test: where the table goes; of all types {TABLE}"
     )
-    parser.add_argument("--device", default="reference", help="with --test: where they run; default reference")
+    parser.add_argument("--device", metavar="NAME", help=f"with --test: where they run; default {USUAL_DEVICE}")
+    add_simulate(parser)
     parser.takes_device_options = True
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not arguments.test and arguments.simulate is not None:
+        raise UsageError("--simulate goes with --test.")
     if not arguments.test and arguments.output:
         raise UsageError("--output goes with --test.")
     if arguments.jobs < 1:
@@ -75,20 +79,24 @@ def _test(names: dict[str, str], arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._presentation import document, note, table
     from QEfficient.devices import get_device
     from QEfficient.errors import VerificationError
+    from QEfficient.program import place_name
 
-    get_device(arguments.device).own_options(arguments.device_options)
+    device, options = arguments.device or USUAL_DEVICE, arguments.device_options
+    chosen = get_device(device)
+    chosen.own_options(options)
     from QEfficient.verification import model_matrix
 
-    all_here = not arguments.types and arguments.device == "reference" and TABLE.parent.is_dir()
+    all_here = not arguments.types and device == USUAL_DEVICE and TABLE.parent.is_dir()
     output = arguments.output or (TABLE if all_here else None)
-    device, options = arguments.device, arguments.device_options
     outcomes = model_matrix.run(list(names), output, arguments.jobs, _say, device=device, options=options)
     if arguments.json:
-        document({"models": [asdict(outcome) for outcome in outcomes]})
+        models = [asdict(outcome) for outcome in outcomes]
+        document({"models": models, "device": device, "simulated": chosen.simulated()})
     elif any(outcome.level != "exact" for outcome in outcomes):
         table(("type", "level", "reason"), [(o.model_type, o.level, o.reason) for o in outcomes if o.level != "exact"])
     counts = Counter(outcome.level for outcome in outcomes)
-    note(f"{len(outcomes)} types: " + ", ".join(f"{count} {level}" for level, count in counts.most_common()))
+    where = f" on {place_name(device, True)}" if chosen.simulated() else ""
+    note(f"{len(outcomes)} types{where}: " + ", ".join(f"{count} {level}" for level, count in counts.most_common()))
     if output:
         note(f"written to {output}")
     broken = [outcome.model_type for outcome in outcomes if outcome.level in BROKEN]

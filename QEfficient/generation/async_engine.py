@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Future
 
-from QEfficient.errors import EngineError, OptionError, QueueFullError
+from QEfficient.errors import EngineError, OptionError, QueueFullError, SessionLostError
 from QEfficient.generation.engine import Engine, Event
 from QEfficient.generation.handles import Failure, Handle, Item, Mailbox
 from QEfficient.generation.request import FinishReason, Request
@@ -18,7 +18,8 @@ from QEfficient.generation.statistics import Statistics
 class AsyncEngine:
     """Owns an engine, which nobody else may step. Every method may be called from any thread, `submit` from a task.
 
-    When a step fails, every request in the engine ends with that error, and new ones are taken as before.
+    When a step fails, every request in the engine ends with that error, and new ones are taken as before, unless the
+    session is lost: then they are refused, and the program is to be opened again for another engine.
     """
 
     def __init__(self, engine: Engine, max_waiting: int | None = None) -> None:
@@ -48,7 +49,7 @@ class AsyncEngine:
 
     def submit(self, request: Request) -> Handle:
         """Queue a new request. Raises `PromptError` if it can never fit, `QueueFullError` if it would have to wait with
-        too many others, `EngineError` after `drain` or `close`."""
+        too many others, `EngineError` after `drain` or `close`, and when the session is lost."""
         self._engine.scheduler.check(request)
         loop = asyncio.get_running_loop()
         with self._changed:
@@ -175,6 +176,10 @@ class AsyncEngine:
         return [(handle, _last_event(handle.request))]
 
     def _fail(self, failure: Failure) -> list[tuple[Handle, Item]]:
+        if isinstance(failure.error, SessionLostError):
+            with self._changed:
+                lost = f"the engine's session is lost: open the program again. {failure.error}"
+                self._refusal = self._refusal or lost
         items: list[tuple[Handle, Item]] = []
         for request, handle in self._running.items():
             items.append((handle, _last_event(request) if request.finished else failure))

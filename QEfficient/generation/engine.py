@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from QEfficient.devices import Session
-from QEfficient.errors import OptionError
+from QEfficient.errors import EngineError, OptionError, SessionLostError
 from QEfficient.generation.deadlines import Deadlines
 from QEfficient.generation.decoding import Decoding, Drafting
 from QEfficient.generation.decoding.one_token import OneToken
@@ -45,6 +45,12 @@ class Engine:
         self._clock = clock
         self._deadlines = Deadlines()
         self._totals = Statistics()
+        self._lost: SessionLostError | None = None
+
+    @property
+    def lost(self) -> SessionLostError | None:
+        """Why nothing can run here any more: the session, or one of the decoding's, went with its device."""
+        return self._lost
 
     @property
     def idle(self) -> bool:
@@ -64,7 +70,8 @@ class Engine:
         self.scheduler.look_ahead(decoding.lookahead if isinstance(decoding, Drafting) else 0)
 
     def submit(self, request: Request) -> None:
-        """Queue a new request. Raises `PromptError` if it can never fit."""
+        """Queue a new request. Raises `PromptError` if it can never fit, `EngineError` if the session is lost."""
+        self._check_session()
         if request.timings.submitted is not None:
             raise OptionError(f"request {request.id} was submitted before. Make a new one.")
         check_logprobs(request, self.session.limits)
@@ -87,8 +94,10 @@ class Engine:
         """Run one batch; return the new tokens. Without work nothing runs.
 
         If the session or the decoding raises, the requests of the batch stay: they start anew with the next step, and
-        have lost no token. It is for the caller to cancel them or to try again.
+        have lost no token. It is for the caller to cancel them or to try again; after a `SessionLostError` only to
+        cancel them, and to open the program again for another engine.
         """
+        self._check_session()
         late = self._stop_late()
         plan = self.scheduler.next_batch()
         return late + self._run(plan) if plan.steps else late
@@ -133,6 +142,12 @@ class Engine:
             pass
         return [output_of(request) for request in requests]
 
+    def _check_session(self) -> None:
+        if self._lost is not None:
+            raise EngineError(
+                f"this engine's session is lost: open the program again, and make another engine. {self._lost}"
+            ) from self._lost
+
     def _stop_late(self) -> list[Event]:
         late = self._deadlines.pop(self._clock())
         for request in late:
@@ -147,7 +162,8 @@ class Engine:
             proposed = self._decoding.propose(plan)
             logits = self.session.run(proposed.batch)
             accepted = self._decoding.accept(proposed, logits)
-        except BaseException:
+        except BaseException as error:
+            self._lost = error if isinstance(error, SessionLostError) else None
             self.scheduler.abandon(plan)
             self._totals = replace(self._totals, failed_steps=self._totals.failed_steps + 1)
             raise

@@ -6,12 +6,14 @@ Geometry: with continuous batching `batch_size` is 1 here, whatever decodes toge
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from QEfficient.generation.request import RequestOutput
+
+SIMULATED = "Simulated: nothing ran on a card, and the times say nothing about one"
 
 
 @dataclass
@@ -45,16 +47,34 @@ class CloudAI100ExecInfo:
     """Tokens that were tried ahead meanwhile (docs/decodings.md), also for iterators that are open."""
     accepted: int = 0
     """Those of them that were kept."""
+    simulated: bool = False
+    """Whether nothing ran on a card: the figures say nothing about one then."""
 
     def __repr__(self) -> str:
-        metrics = self.perf_metrics
         drafts = f"\nDrafts: {self.accepted} of {self.drafted} tokens kept" if self.drafted else ""
-        return (
-            f"Average Prefill time a.k.a TTFT is= {metrics.prefill_time:.2f} sec\n"
-            f"Decode is= {metrics.decode_perf * self.batch_size:.2f} tokens/sec\n"
-            f"Total is= {metrics.total_perf * self.batch_size:.2f} tokens/sec\n"
-            f"Total (E2E) inference time is= {metrics.total_time:.2f} sec{drafts}"
-        )
+        simulated = f"\n{SIMULATED}" if self.simulated else ""
+        return _lines(self.perf_metrics, self.batch_size, "tokens/sec") + drafts + simulated
+
+
+@dataclass(repr=False)
+class CloudAI100ExecInfoNew:
+    """Tokens and figures without texts, and with another word for the unit."""
+
+    batch_size: int
+    generated_ids: Any
+    perf_metrics: PerfMetrics
+
+    def __repr__(self) -> str:
+        return _lines(self.perf_metrics, self.batch_size, "token/sec")
+
+
+def _lines(metrics: PerfMetrics, batch_size: int, unit: str) -> str:
+    return (
+        f"Average Prefill time a.k.a TTFT is= {metrics.prefill_time:.2f} sec\n"
+        f"Decode is= {metrics.decode_perf * batch_size:.2f} {unit}\n"
+        f"Total is= {metrics.total_perf * batch_size:.2f} {unit}\n"
+        f"Total (E2E) inference time is= {metrics.total_time:.2f} sec"
+    )
 
 
 def perf_metrics(outputs: Sequence[RequestOutput], batch_size: int = 1) -> PerfMetrics:
@@ -71,6 +91,11 @@ def perf_metrics(outputs: Sequence[RequestOutput], batch_size: int = 1) -> PerfM
         total_perf=_rate(tokens, total),
         total_time=total,
     )
+
+
+def average(metrics: Sequence[PerfMetrics]) -> PerfMetrics:
+    """The mean of several runs."""
+    return PerfMetrics(*(float(mean) for mean in np.mean([astuple(each) for each in metrics], axis=0)))
 
 
 def exec_info(

@@ -211,6 +211,7 @@ class Ladder:
             parting=self._parting(results, checks),
             seconds=round(time.perf_counter() - start, 1),
             versions=versions(),
+            simulated=self._compiled.simulated,
         )
 
     def _compared(self, stage: Stage, is_judged: bool = True) -> list[StageResult]:

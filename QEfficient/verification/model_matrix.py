@@ -27,7 +27,7 @@ import transformers
 from QEfficient.devices import device_class, get_device
 from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.errors import QEfficientError
-from QEfficient.program import CompiledProgram, load_compiled
+from QEfficient.program import CompiledProgram, load_compiled, place_name
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
 from QEfficient.transformers.models.stages import versions
 from QEfficient.verification.comparison import TOLERANCE, Comparison, percent
@@ -41,7 +41,9 @@ LEVELS = ("exact", "stated", "close", "wrong", "refused", "crashed")
 NEW_TOKENS = 24
 CLOSE = 2e-2
 """Largest error, as a part of the spread of the logits, that is still called close."""
-GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 56, "num_threads": 1}
+GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 56}
+ALONE: Mapping[str, Any] = {"num_threads": 1}
+"""Of devices that have threads here: several types run at a time."""
 JUDGE = ReferenceDevice.name
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "static batch": {"batch_size": 3},
@@ -129,7 +131,9 @@ def _checked(model_type: str, device: str, options: Mapping[str, Any]) -> Outcom
     found: dict[str, list[Comparison]] = {}
     outcome = Outcome(model_type, "")
     for way, geometry in WAYS.items():
-        asked = {**geometry, **device_class(device).in_small_pieces, **options, "device": device}
+        kind = device_class(device)
+        threads = {name: value for name, value in ALONE.items() if name in kind.options}
+        asked = {**geometry, **threads, **kind.in_small_pieces, **options, "device": device}
         with tempfile.TemporaryDirectory(prefix="qefficient-") as folder:
             compiled = _compiled(model, asked, Path(folder))
             states, note = _states(compiled)
@@ -219,12 +223,13 @@ def to_markdown(outcomes: Sequence[Outcome], device: str = JUDGE) -> str:
     """The table, with a line that sums it up."""
     counts = {level: sum(o.level == level for o in outcomes) for level in LEVELS}
     summary = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
+    where = place_name(device, device_class(device).simulated())
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
         "# Causal language models",
         "",
         "Written by `qefficient models --test`: a tiny random model of every type goes through export and the",
-        f"{device} device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a",
+        f"{where} device, and is compared with Hugging Face over {NEW_TOKENS} greedy tokens of three prompts, as a",
         "static batch and with continuous batching in two slots, prefilled in chunks of "
         f"{GEOMETRY['prefill_seq_len']}.",
         *(STATED if counts["stated"] else ()),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from QEfficient.artifacts import write_json
 from QEfficient.devices import Accuracy
 from QEfficient.errors import VerificationError
+from QEfficient.program import place_name
 from QEfficient.verification.comparison import Comparison, percent
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ class Report:
     """Stage and layer where the stages part; empty if they don't."""
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    simulated: bool = False
+    """Whether stand-ins answered for the device."""
+
+    @property
+    def place(self) -> str:
+        return place_name(self.device, self.simulated)
 
     @property
     def failures(self) -> list[StageResult | Check]:
@@ -138,8 +145,8 @@ class Report:
         """One sentence, which says how far a stage may be from what it is compared with, where that is not as usual."""
         if not self.passed:
             failed = f"{len(self.failures)} of {self.judged} comparisons failed"
-            return f"{self.model} on {self.device}: {failed}. {self.parting}"
-        passed = f"{self.model} on {self.device}: all {self.judged} comparisons passed in {self.seconds:.1f} s"
+            return f"{self.model} on {self.place}: {failed}. {self.parting}"
+        passed = f"{self.model} on {self.place}: all {self.judged} comparisons passed in {self.seconds:.1f} s"
         far = [r for r in self.results if r.allowed and r.allowed.largest > self.tolerance]
         clauses = dict.fromkeys(f"{r.stage} is as {r.against}, {_bounds(r.allowed)}" for r in far if r.allowed)
         return ": ".join(filter(None, (passed, "; ".join(clauses)))) + "."

@@ -13,7 +13,7 @@ import transformers
 from QEfficient.artifacts import ArtifactStore, plain
 from QEfficient.devices import FOREIGN_OPTIONS, get_device
 from QEfficient.errors import ArtifactError, OptionError
-from QEfficient.program import MANIFEST, CompiledProgram, ExportedProgram, load_compiled, load_exported
+from QEfficient.program import MANIFEST, CompiledProgram, ExportedProgram, compiled_folder, load_compiled, load_exported
 from QEfficient.specs import CompileSpec
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
@@ -94,8 +94,9 @@ def open_target(target: Any, options: Mapping[str, Any], device: str | None) -> 
     rest = {name: value for name, value in options.items() if name not in geometry}
     if isinstance(target, ModelSource):
         return Target(target, geometry=geometry)
-    if isinstance(target, (str, Path)) and (Path(target).expanduser() / MANIFEST).is_file():
-        return _open_artifact(Path(target).expanduser(), rest, geometry)
+    artifact = compiled_folder(Path(target).expanduser()) if isinstance(target, (str, Path)) else None
+    if artifact is not None and (artifact / MANIFEST).is_file():
+        return _open_artifact(artifact, rest, geometry)
     model = str(target) if isinstance(target, Path) else target
     return Target(open_source(model, transformers.AutoModelForCausalLM, rest), geometry=geometry)
 

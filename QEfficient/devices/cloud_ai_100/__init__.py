@@ -9,26 +9,37 @@ partitions              mdp_*.json: several devices
 qconfig                 qconfig.json: what a program was made from, for people
 container               programqpc.bin: what the compiler wrote, read without the SDK
 half_range              constants that float16 cannot hold
+position_tables         what positions decide, as tables: float16 does not tell far positions apart
+positional_part         the part of a graph that they are made by
+table_lookups           the tables in the graph
 compilation             all of it, one step after the other
+qnn  qnn_files          the command lines of QNN's two tools, and the files that they read
+qnn_compilation         all of it by these tools (`enable_qnn`)
+faults                  what goes wrong on a card, by name
 inference_session       buffers in, buffers out: `QAICInferenceSession`
 session                 a program as the engine sees it
+opened                  a program known by its container alone, whoever compiled it
+written_io              the buffers of the first runs, for Qualcomm's tools
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from QEfficient.devices import Accuracy, Device, Session
+from QEfficient.devices.cloud_ai_100.command import OldNames
+from QEfficient.devices.cloud_ai_100.container import BINARY
+from QEfficient.devices.cloud_ai_100.opened import find_binary
 from QEfficient.devices.cloud_ai_100.options import OPTION_TYPES, READ_FILES, read_options
-from QEfficient.devices.cloud_ai_100.sdk import find_sdk
-from QEfficient.errors import DeviceError
+from QEfficient.devices.cloud_ai_100.sdk import find_sdk, is_simulated, sdk_root
+from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
-FORMAT = 1
+FORMAT = 2
 """Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
 HALF = Accuracy(0.05, 0.02)
 """Of what is computed in float16; what the card adds to that nobody has stated."""
@@ -39,6 +50,10 @@ class CloudAI100(Device):
 
     name = "cloud_ai_100"
     options = OPTION_TYPES
+    has_ids = True
+
+    def __init__(self, old_names: OldNames | None = None) -> None:
+        self._old_names = old_names
 
     @classmethod
     def availability(cls) -> str | None:
@@ -48,30 +63,87 @@ class CloudAI100(Device):
             return str(error)
         return None
 
-    def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        from QEfficient.devices.cloud_ai_100.compilation import check_options
+    @classmethod
+    def software(cls) -> str:
+        try:
+            sdk = find_sdk()
+        except DeviceError:
+            return ""
+        stated = f"Apps SDK {sdk.version or 'of unknown version'} in {sdk.root}"
+        return f"{stated}, simulated: nothing runs on a card" if is_simulated(sdk.root) else stated
 
-        check_options(given)
+    @classmethod
+    def simulated(cls) -> bool:
+        return is_simulated(sdk_root())
+
+    @classmethod
+    def output(cls, folder: Path) -> Path:
+        """Qualcomm's scripts want the folder with the container itself."""
+        return find_binary(folder) or folder / BINARY
+
+    def for_scripts(self, custom_io: Path | None) -> Device:
+        if custom_io is not None and not custom_io.is_file():
+            raise OptionError(f"custom_io_file_path names the file {custom_io}, which does not exist.")
+        return CloudAI100(OldNames(custom_io))
+
+    def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        from QEfficient.devices.cloud_ai_100 import compilation, qnn_compilation
+
+        options = compilation.check_options(given)
+        if options.enable_qnn:
+            qnn_compilation.check_options(options)
         return {name: value for name, value in given.items() if value is not None and name != "compile_only"}
 
     def ingredients(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
         sdk, options = find_sdk(), read_options(own)
         named = {**vars(options), **dict(options.passed)}
         files = {name: _digest(Path(named[name])) for name in READ_FILES if named.get(name)}
-        return {"format": FORMAT, "sdk": sdk.version, "root": str(sdk.root), "files": files}
+        found = {"format": FORMAT, "sdk": sdk.version, "root": str(sdk.root), "files": files}
+        if self._old_names is not None:
+            custom_io = self._old_names.custom_io
+            found["old_names"] = _digest(custom_io) if custom_io is not None else ""
+        if not options.enable_qnn:
+            return found
+        from QEfficient.devices.cloud_ai_100 import qnn_compilation
+
+        return {**found, "qnn": qnn_compilation.ingredients(options)}
 
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
-        from QEfficient.devices.cloud_ai_100.compilation import compile_program
+        from QEfficient.devices.cloud_ai_100 import compilation, qnn_compilation
 
-        return compile_program(program, spec, folder)
+        old = self._old_names
+        if not read_options(spec.device_options).enable_qnn:
+            report = compilation.compile_program(program, spec, folder, old)
+        elif old is None or old.custom_io is None:
+            report = qnn_compilation.compile_program(program, spec, folder)
+        else:
+            raise OptionError("custom_io_file_path and enable_qnn were both given, but QNN reads another file.")
+        if old is not None:
+            _lift(folder)
+        return report
 
-    def load(self, compiled: CompiledProgram) -> Session:
+    def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
         from QEfficient.devices.cloud_ai_100.session import CloudSession
 
-        return CloudSession(compiled)
+        wanted = compiled.report.get("devices")
+        if device_ids and wanted is not None and len(device_ids) != wanted:
+            raise OptionError(
+                f"{len(device_ids)} device id(s) were given ({', '.join(map(str, device_ids))}), but the program was"
+                f" compiled for {wanted}. Give as many, or compile it with num_devices={len(device_ids)}."
+            )
+        return CloudSession(compiled, device_ids)
 
     def accuracy(self, compiled: CompiledProgram) -> Accuracy:
         return HALF
+
+
+def _lift(folder: Path) -> None:
+    """Put the compiled program itself into `folder`."""
+    binary = find_binary(folder)
+    assert binary is not None, "the compiler's result was checked"
+    for path in binary.iterdir():
+        path.rename(folder / path.name)
+    binary.rmdir()
 
 
 def _digest(path: Path) -> str:

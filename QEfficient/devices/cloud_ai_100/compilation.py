@@ -1,7 +1,7 @@
 """`compile_program`: the compiler's files are written, it runs, and what it wrote is held against what was asked for.
 
 1. options    checked, before anything is written
-2. graph      constants within float16
+2. graph      constants within float16, tables of what positions decide
 3. files      specializations.json, custom_io.yaml, mdp_ts_<N>.json
 4. run        in a folder of its own: the compiler drops files where it stands
 5. check      exit code, the container, and the sizes of every input and output in it
@@ -20,10 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from QEfficient.devices.cloud_ai_100 import custom_io, partitions, qconfig
-from QEfficient.devices.cloud_ai_100.command import Compilation, Files, command
+from QEfficient.devices.cloud_ai_100.command import Compilation, Files, OldNames, command, legacy_command
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
-from QEfficient.devices.cloud_ai_100.half_range import within_half
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
+from QEfficient.devices.cloud_ai_100.position_tables import for_half
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
 from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
 from QEfficient.devices.slotted import check_batching
@@ -46,6 +46,8 @@ class Compiler:
     sdk: Sdk
     options: CompilerOptions
     hardware: str
+    old_names: OldNames | None = None
+    """Files and arguments are those of the old `compile` function."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +58,32 @@ class _Asked:
     graph: GraphSpec
     entries: Sequence[Specialization]
 
-    @property
-    def binary(self) -> Path:
-        return self.compilation.files.binary
-
 
 def check_options(given: Mapping[str, Any]) -> CompilerOptions:
     """Options as a user gives them; refused as long as nothing was done for them."""
     options = read_options(given)
     options.check_files()
-    if options.enable_qnn:
-        raise OptionError("enable_qnn is not supported yet: compile without it.")
     if options.mdp_num_partitions > 1:
         raise OptionError("mdp_num_partitions is not supported yet: bring a file with mdp_load_partition_config.")
     return options
 
 
-def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
+def compile_program(
+    program: ExportedProgram, spec: CompileSpec, folder: Path, old_names: OldNames | None = None
+) -> Mapping[str, Any]:
     """Write the compiled program and everything that belongs to it into `folder`; returns the report."""
     options, sdk = check_options(spec.device_options), find_sdk()
-    hardware = options.aic_hw_version or _hardware(sdk)
-    _check_program(program, spec, hardware)
+    hardware = options.aic_hw_version or installed_hardware(sdk)
+    check_program(program, spec, hardware)
+    compiler = Compiler(sdk, options, hardware, old_names)
     with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
-        onnx = within_half(program.onnx_path(ROLE), Path(scratch))
-        asked = _put_together(program, spec, Compiler(sdk, options, hardware), onnx, folder)
-        arguments = command(asked.compilation)
+        entries = spec.specializations(program.graphs[ROLE].spec.windows)
+        onnx = for_half(program.onnx_path(ROLE), Path(scratch), entries)
+        asked = _put_together(program, spec, compiler, onnx, folder)
+        arguments = (legacy_command if old_names else command)(asked.compilation)
         said = run_compiler(arguments, folder)
-    _check_result(asked, said)
-    _write_qconfig(program, spec, asked, folder)
+    check_result(asked.compilation.files.binary, asked.graph, asked.entries, said)
+    write_qconfig(program, spec, compiler, folder)
     return {
         "sdk": sdk.version,
         "hardware": hardware,
@@ -94,7 +94,8 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
     }
 
 
-def _check_program(program: ExportedProgram, spec: CompileSpec, hardware: str) -> None:
+def check_program(program: ExportedProgram, spec: CompileSpec, hardware: str) -> None:
+    """Refuse a program that does not go with the geometry, or not with the cards."""
     check_batching(program.graphs[ROLE].spec, spec)
     if program.dtype == "bfloat16" and hardware == "ai100":
         raise DeviceError(
@@ -108,7 +109,12 @@ def _put_together(program: ExportedProgram, spec: CompileSpec, compiler: Compile
     graph, options, sdk = program.graphs[ROLE].spec, compiler.options, compiler.sdk
     entries = spec.specializations(graph.windows)
     precisions = custom_io.custom_io_text(graph, program.dtype, options.mxint8_kv_cache)
-    files = Files.within(folder, onnx, options.num_devices, precisions is not None)
+    own = custom_io.FILE if precisions is not None else None
+    files = Files.within(folder, onnx, options.num_devices, own is not None)
+    if compiler.old_names is not None:
+        given = compiler.old_names.custom_io
+        precisions = precisions if given is None else None
+        files = Files.legacy(folder, onnx, given or (folder / own if own else None))
     files.specializations.write_text(specializations_text(entries, sdk), encoding="utf-8")
     if files.custom_io is not None and precisions is not None:
         files.custom_io.write_text(precisions, encoding="utf-8")
@@ -118,38 +124,44 @@ def _put_together(program: ExportedProgram, spec: CompileSpec, compiler: Compile
     return _Asked(compilation, graph, entries)
 
 
-def run_compiler(arguments: Sequence[str], folder: Path) -> str:
-    """Run it to its end; everything that it says is kept in `folder`. Raises `DeviceError` if it fails."""
+def run_compiler(arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run it to its end; everything that it says is kept in `folder`, behind what was said before. Raises
+    `DeviceError` if it fails."""
     with TemporaryDirectory(prefix="qefficient-compiler-") as scratch:
         try:
             done = subprocess.run(
-                arguments, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+                arguments,
+                cwd=scratch,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
             )
         except OSError as error:
             raise DeviceError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
     said = f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
-    (folder / LOG).write_text(said, encoding="utf-8")
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        log.write(said)
     if done.returncode:
-        last = _last_lines(done.stderr or done.stdout)
-        raise DeviceError(
-            f"the compiler ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}"
-        )
+        last, tool = last_lines(done.stderr or done.stdout), Path(arguments[0]).name
+        raise DeviceError(f"{tool} ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}")
     return said
 
 
-def _last_lines(said: str) -> str:
+def last_lines(said: str) -> str:
     """For an error: the folder with all of it is not kept then."""
     return "\n".join(said.strip().splitlines()[-LAST_LINES:]) or "it said nothing"
 
 
-def _check_result(asked: _Asked, said: str) -> None:
+def check_result(binary: Path, graph: GraphSpec, entries: Sequence[Specialization], said: str) -> None:
     """Hold the container against what was asked for: its tensors, and their sizes in every specialization."""
-    path = asked.binary / FILE
+    path = binary / FILE
     if not path.is_file():
-        raise DeviceError(f"the compiler ended without an error, but wrote no {FILE}: {_last_lines(said)}")
+        raise DeviceError(f"the compiler ended without an error, but wrote no {FILE}: {last_lines(said)}")
     found = read_description(path).sizes()
-    wanted = [_sizes(asked.graph, entry) for entry in asked.entries]
-    for entry, sizes in zip(asked.entries, wanted, strict=True):
+    wanted = [_sizes(graph, entry) for entry in entries]
+    for entry, sizes in zip(entries, wanted, strict=True):
         if sizes not in found:
             differing = _difference(sizes, found)
             raise DeviceError(f"the compiled program does not take what '{entry.name}' asks for: {differing}.")
@@ -172,7 +184,7 @@ def _difference(wanted: Mapping[str, tuple[int, ...]], found: Sequence[Mapping[s
     return f"it has {', '.join(extra)} besides"
 
 
-def _hardware(sdk: Sdk) -> str:
+def installed_hardware(sdk: Sdk) -> str:
     """The generation of this machine's cards; the older where nobody can say."""
     try:
         done = subprocess.run([sdk.query_tool, "-q"], capture_output=True, text=True, timeout=QUERY_SECONDS)
@@ -188,8 +200,11 @@ def _model_config(program: ExportedProgram) -> Mapping[str, Any]:
     return config
 
 
-def _write_qconfig(program: ExportedProgram, spec: CompileSpec, asked: _Asked, folder: Path) -> None:
+def write_qconfig(
+    program: ExportedProgram, spec: CompileSpec, compiler: Compiler, folder: Path, qnn: Mapping[str, Any] | None = None
+) -> None:
+    """Write down what the compiled program was made from; `qnn` where QNN's tools compiled."""
     origin = qconfig.Origin(str(program.onnx_path(ROLE)))
-    compiler = qconfig.compiler_config(spec, asked.compilation.options)
-    content = qconfig.qconfig(_model_config(program), origin, compiler, asked.compilation.sdk)
+    asked = qconfig.compiler_config(spec, compiler.options)
+    content = qconfig.qconfig(_model_config(program), origin, asked, compiler.sdk, qnn)
     (folder / qconfig.FILE).write_text(json.dumps(content, indent=4), encoding="utf-8")

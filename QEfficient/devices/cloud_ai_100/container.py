@@ -14,6 +14,8 @@ from typing import BinaryIO
 from QEfficient.errors import ArtifactError
 
 FILE = "programqpc.bin"
+BINARY = "qpc"
+"""The folder that the compiler writes it into."""
 DESCRIPTION = "networkdesc.bin"
 MAGIC = 0x00A1CD7C
 LARGEST_TABLE, LONGEST_NAME, LARGEST_DESCRIPTION = 1_000, 4_096, 1 << 28

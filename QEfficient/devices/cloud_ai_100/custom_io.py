@@ -8,7 +8,7 @@ FILE = "custom_io.yaml"
 BLOCK_FLOAT = "mxint8"
 CACHE = ("key", "value")
 """Kinds of state that `mxint8_kv_cache` is about; other states are sums over time, where errors add up."""
-WHOLE_NUMBERS = ("int64", "int32")
+WHOLE_NUMBERS = ("int64", "int32", "bool")
 
 
 def computed_in(dtype: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from QEfficient.devices.cloud_ai_100 import faults
+from QEfficient.devices.cloud_ai_100.container import BINARY, FILE
 from QEfficient.devices.cloud_ai_100.sdk import sdk_root
+from QEfficient.errors import SessionLostError
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +61,13 @@ def load_runtime() -> tuple[Any, Any]:
 
 
 class QAICInferenceSession:
-    """One program on one device, or on several that share it."""
+    """One program on one device, or on several that share it.
+
+    Errors are of the kinds that scripts expect: `RuntimeError` while a program is brought onto a device, `MemoryError`
+    for buffers and for what is refused before a run, `ValueError` for a run that fails. Where it is known what is the
+    matter with the device, their cause says so by name (`QEfficient.errors`). A device that fails, or does not end in
+    time, is given up: the session is inactive then, and its state gone.
+    """
 
     def __init__(
         self,
@@ -66,20 +77,21 @@ class QAICInferenceSession:
         enable_debug_logs: bool = False,
         data_path_timeout_ms: int = TIMEOUT_MS,
     ) -> None:
-        """`qpc_path`: the folder with programqpc.bin. Without `device_ids` the runtime chooses a device."""
-        if not (Path(qpc_path) / "programqpc.bin").is_file():
-            raise FileNotFoundError(f"{qpc_path} holds no programqpc.bin.")
+        """`qpc_path`: the folder with programqpc.bin, or the one around it. Without `device_ids` the runtime chooses a
+        device."""
+        folder = program_folder(Path(qpc_path))
         self._runtime, self._messages = load_runtime()
         self._types = _numpy_types(self._messages)
         ids = list(device_ids or [])
+        self._placement = faults.Placement(folder, tuple(ids or [0]), data_path_timeout_ms)
         self._context = self._runtime.Context(self._runtime.QIDList(ids)) if ids else self._runtime.Context()
         self._queue = self._runtime.Queue(self._context, ids[0] if ids else 0)
         if enable_debug_logs:
             self._check(self._context.setLogLevel(self._runtime.QLogLevel.QL_DEBUG), "set the level of the log")
-        qpc = self._runtime.Qpc(str(qpc_path))
+        qpc = self._runtime.Qpc(str(folder))
         self._describe(qpc)
         self.program = self._program(qpc, ids, data_path_timeout_ms)
-        self._check(self.program.load(), "load the program")
+        self._check_opened(self.program.load(), "load the program")
         self.execObj: Any = None
         self._active = False
         self.qbuffers = [self._runtime.QBuffer(bytes(binding.size)) for binding in self.bindings]
@@ -95,17 +107,31 @@ class QAICInferenceSession:
     def output_names(self) -> list[str]:
         return [b.name for b in self.bindings if b.dir == self._messages.BUFFER_IO_TYPE_OUTPUT]
 
+    @property
+    def buffer_types(self) -> dict[str, Any]:
+        """The type of the numbers in each buffer."""
+        return {binding.name: self._types[binding.type] for binding in self.bindings}
+
     def activate(self) -> None:
         """Take the device's cores; nothing happens if they are taken already."""
         if self._active:
             return
         try:
-            self._check(self.program.activate(), "activate the program")
-            self.execObj = self._runtime.ExecObj(self._context, self.program)
+            self._take_cores()
         except BaseException:
+            self.execObj = None
             self.program.deactivate()  # what was taken of a device must not stay with who cannot use it
             raise
         self._active = True
+
+    def _take_cores(self) -> None:
+        status = self.program.activate()
+        try:  # also where that failed: it is the constructor that says what is short
+            self.execObj = self._runtime.ExecObj(self._context, self.program)
+        except RuntimeError as error:
+            fault = faults.opening_fault(status, str(error), self._placement)
+            raise RuntimeError(str(fault or error)) from fault or error
+        self._check_opened(status, "activate the program")
 
     def deactivate(self) -> None:
         """Give the cores back; the state of the program is lost. Idempotent."""
@@ -133,17 +159,42 @@ class QAICInferenceSession:
             self.activate()
         self.set_buffers(inputs)
         dims = self._runtime.BufferDimensionsVecRef(self._shapes)
-        if self.execObj.setData(self.qbuffers, dims) != self._success:
-            raise MemoryError("the runtime refused the buffers (setData): a buffer has another size than its shape.")
-        if self._queue.enqueue(self.execObj) != self._success:
-            raise MemoryError("the runtime did not take the run (enqueue).")
+        status = self.execObj.setData(self.qbuffers, dims)
+        if status != self._success:
+            refused = "the runtime refused the buffers (setData): a buffer has another size than its shape."
+            raise self._failure(status, MemoryError(refused))
+        status = self._enqueue()
+        if status != self._success:
+            raise self._failure(status, MemoryError(f"the runtime did not take the run (enqueue): status {status}."))
         status = self.execObj.waitForCompletion()
         if status != self._success:
-            raise ValueError(self._why(status))
+            raise self._failure(status, ValueError(self._why(status)))
         status, out = self.execObj.getData()
         if status != self._success:
-            raise MemoryError("the runtime did not give the outputs (getData).")
+            raise self._failure(status, MemoryError("the runtime did not give the outputs (getData)."))
         return self._outputs(out)
+
+    def _enqueue(self) -> Any:
+        """The status of submitting a run, which is tried again as long as the runtime says so."""
+        status = self._queue.enqueue(self.execObj)
+        for _ in range(faults.SUBMIT_RETRIES):
+            if not faults.is_busy(status):
+                break
+            time.sleep(faults.RETRY_SECONDS)
+            status = self._queue.enqueue(self.execObj)
+        return status
+
+    def _failure(self, status: Any, otherwise: Exception) -> Exception:
+        """What to raise for a status: with the device's fault as its cause, if it is one."""
+        fault = faults.run_fault(status, self._placement)
+        if fault is None:
+            return otherwise
+        if isinstance(fault, SessionLostError):
+            with contextlib.suppress(RuntimeError):  # a device that failed may refuse that too
+                self.deactivate()
+        raised = type(otherwise)(str(fault))
+        raised.__cause__ = fault
+        return raised
 
     def _outputs(self, out: Sequence[Any]) -> dict[str, Array]:
         found: dict[str, Array] = {}
@@ -189,6 +240,12 @@ class QAICInferenceSession:
     def _success(self) -> Any:
         return self._runtime.QStatus.QS_SUCCESS
 
+    def _check_opened(self, status: Any, what: str) -> None:
+        """As `_check`, for what takes a part of a device."""
+        if status != self._success:
+            fault = faults.opening_fault(status, "", self._placement)
+            raise RuntimeError(str(fault or f"the runtime could not {what}: status {status}.")) from fault
+
     def _check(self, status: Any, what: str) -> None:
         if status != self._success:
             raise RuntimeError(f"the runtime could not {what}: status {status}.")
@@ -201,6 +258,14 @@ class QAICInferenceSession:
             listed = {b.name: list(allowed[b.index][1]) for b in self.bindings if b.name in passed}
             lines.append(f"allowed ({number}): {listed}")
         return "\n".join(lines)
+
+
+def program_folder(path: Path) -> Path:
+    """Where programqpc.bin lies: here, or in the folder that the compiler wrote."""
+    for folder in (path, path / BINARY):
+        if (folder / FILE).is_file():
+            return folder
+    raise FileNotFoundError(f"{path} holds no {FILE}, nor does its folder {BINARY}.")
 
 
 def _numpy_types(messages: Any) -> dict[int, Any]:

@@ -30,7 +30,7 @@ COMPILERS = (Path("exec/qaic-compile"), Path("exec/qaic-exec"))
 """The present compiler, and the one before it."""
 RUNS_AFTER_COMPILING = "qaic-exec"
 """Executes the network that it compiled, unless told not to."""
-TOOLS = Path("tools")
+QUERY_TOOL = Path("tools/qaic-util")
 VERSIONS = Path("versions")
 NAMED_SPECIALIZATIONS_FROM = (1, 22)
 LARGEST_VERSION_FILE = 65_536
@@ -65,15 +65,26 @@ class Sdk:
     @property
     def query_tool(self) -> Path:
         """Lists the devices of this machine."""
-        return self.root / TOOLS / "qaic-util"
+        return self.root / QUERY_TOOL
 
 
 def sdk_root() -> Path:
     """The folder that the SDK is expected in."""
+    simulated = simulated_version()
+    return simulated_root(simulated) if simulated else Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def simulated_version() -> str | None:
+    """The version that the environment wants to have simulated."""
     asked = os.environ.get(SIMULATOR_VARIABLE, "")
-    if asked not in ("", "0"):
-        return simulated_root(SIMULATED_VERSION if asked == "1" else asked)
-    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+    if asked in ("", "0"):
+        return None
+    return SIMULATED_VERSION if asked == "1" else asked
+
+
+def query_tool() -> Path:
+    """Where the tool that lists and resets devices is expected, with a compiler beside it or without."""
+    return sdk_root() / QUERY_TOOL
 
 
 def is_simulated(root: Path) -> bool:
@@ -82,8 +93,9 @@ def is_simulated(root: Path) -> bool:
 
 
 @functools.cache
-def simulated_root(version: str) -> Path:
-    """A folder with stand-ins for the SDK, written on first use. Raises `DeviceError` without the simulator."""
+def simulated_root(version: str, qnn: bool = False) -> Path:
+    """A folder with stand-ins for the SDK, or for QNN's, written on first use. Raises `DeviceError` without the
+    simulator."""
     if _simulator_folder() is None:
         raise DeviceError(
             f"the simulator was asked for, but {SIMULATOR} is not installed: pip install 'qefficient[simulator]'."
@@ -93,9 +105,9 @@ def simulated_root(version: str) -> Path:
             f"{SIMULATOR_VARIABLE} is '{version}': give 1, or the version of the SDK to simulate, such as"
             f" {SIMULATED_VERSION}."
         )
-    root = ArtifactStore().root / f"{SIMULATOR}-{version}-{_simulator_digest()}"
+    root = ArtifactStore().root / f"{SIMULATOR}-{'qnn-' if qnn else ''}{version}-{_simulator_digest()}"
     if not is_simulated(root):
-        command = [sys.executable, "-m", f"{SIMULATOR}.root", str(root), "--sdk", version]
+        command = [sys.executable, "-m", f"{SIMULATOR}.root", str(root), "--sdk", version, *(["--qnn"] if qnn else [])]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().rpartition("\n")[2]
@@ -141,7 +153,8 @@ def _absence(root: Path) -> str:
     return (
         f"compiling for the Cloud AI 100 needs the compiler of Qualcomm's Apps SDK, but {found}."
         f" Install the Apps SDK, or set {ROOT_VARIABLE} to the folder that it lies in."
-        f" {SIMULATOR_VARIABLE}=1 takes the simulator in its place (pip install 'qefficient[simulator]')."
+        f" {SIMULATOR_VARIABLE}=1, or --simulate with a command, takes the simulator in its place"
+        " (pip install 'qefficient[simulator]')."
     )
 
 

@@ -2,54 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from QEfficient.devices.cloud_ai_100.container import read_description
-from QEfficient.devices.cloud_ai_100.inference_session import QAICInferenceSession
+from QEfficient.devices.cloud_ai_100 import faults
+from QEfficient.devices.cloud_ai_100.container import FILE, read_description
+from QEfficient.devices.cloud_ai_100.inference_session import QAICInferenceSession, program_folder
 from QEfficient.devices.slotted import SlottedSession
-from QEfficient.errors import DeviceError
+from QEfficient.errors import DeviceError, SessionLostError
 from QEfficient.program import CompiledProgram
 
 ROLE = "lm"
-LOGITS = "logits"
 
 
 class CloudSession(SlottedSession):
     """The state stays on the card: neither goes it there, nor does it come back."""
 
-    def __init__(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        compiled: CompiledProgram,
+        device_ids: Sequence[int] | None = None,
+        opener: Callable[..., QAICInferenceSession] = QAICInferenceSession,
+    ) -> None:
         graph = compiled.program.graphs[ROLE].spec
         super().__init__(compiled.spec, graph)
-        folder = compiled.folder / "qpc"
-        self._allowed = read_description(folder / "programqpc.bin").sizes()
-        devices = compiled.report["devices"]
-        self._inference: Any = _opened(folder, device_ids or (range(devices) if devices > 1 else None))
-        states = [name for state in graph.states for name in (state.input.name, state.output.name)]
-        self._inference.skip_buffers(states)
-        self._vocabulary = self._allowed[0][LOGITS][-1]
+        folder = program_folder(compiled.folder)
+        self._allowed = read_description(folder / FILE).sizes()
+        devices = compiled.report.get("devices", 1)  # which is not known of what others compiled
+        self._inference: Any = _opened(opener, folder, device_ids or (range(devices) if devices > 1 else None))
+        self._states = {state.input.name: state.output.name for state in graph.states}
+        self._answer = graph.answer
+        self._inference.skip_buffers([tensor.name for tensor in graph.outputs if tensor.name != self._answer])
+        self._keep_states()
+
+    def _keep_states(self) -> None:
+        """From now on they stay on the card: nothing is copied there, and nothing comes back."""
+        self._inference.skip_buffers([*self._states, *self._states.values()])
 
     def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        if self._inference is None:
-            raise DeviceError("the session is closed.")
-        self._check_shapes(feeds)
-        rows = len(feeds["input_ids"])
-        self._inference.set_buffers({LOGITS: np.zeros((rows, 1, self._vocabulary), np.float32)})
-        try:
-            logits: np.ndarray = self._inference.run(feeds)[LOGITS]
-        except (MemoryError, ValueError, RuntimeError) as error:
-            raise DeviceError(f"the card could not run the program: {error}") from error
-        return logits
+        return self._run_call(feeds)[self._answer]
 
-    def _check_shapes(self, feeds: dict[str, np.ndarray]) -> None:
-        """The card would answer a wrong combination with a number only, and late."""
+    def _run_call(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._inference is None:
+            raise DeviceError("the session is closed: open the program again.")
+        answer = self._sizes(feeds)[self._answer]
+        self._inference.set_buffers({self._answer: np.zeros(answer, self._inference.buffer_types[self._answer])})
+        try:
+            outputs: dict[str, np.ndarray] = self._inference.run(feeds)
+        except (MemoryError, ValueError, RuntimeError) as error:
+            found = faults.named(error, "the card could not run the program")
+            if isinstance(found, SessionLostError):
+                self.close()
+            raise found from found.__cause__
+        return outputs
+
+    def states(self) -> dict[str, np.ndarray]:
+        blank = {output: self._blank(name, output) for name, output in self._states.items()}
+        outputs = self._run_idle(blank)
+        return {name: outputs[output].copy() for name, output in self._states.items()}
+
+    def restore(self, states: Mapping[str, np.ndarray]) -> None:
+        kinds = self._inference.buffer_types
+        self._run_idle({name: states[name].astype(kinds[name], copy=False) for name in self._states})
+
+    def _run_idle(self, buffers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Only a run takes a state to the card, or brings it back. One without a token changes nothing."""
+        self._inference.set_buffers(buffers)
+        try:
+            return self._run_call(self._idle_feeds())
+        finally:
+            if self._inference is not None:
+                self._keep_states()
+
+    def _blank(self, name: str, output: str) -> np.ndarray:
+        return np.zeros(self._allowed[0][name], self._inference.buffer_types[output])
+
+    def _sizes(self, feeds: dict[str, np.ndarray]) -> Mapping[str, tuple[int, ...]]:
+        """Those of all there is in a call. The card would answer a wrong combination with a number only, and late."""
         shapes = {name: array.shape for name, array in feeds.items()}
-        if not any(all(sizes.get(name) == shape for name, shape in shapes.items()) for sizes in self._allowed):
-            listed = [{name: sizes.get(name) for name in shapes} for sizes in self._allowed]
-            raise DeviceError(f"a call has the shapes {shapes}, but the program was compiled for {listed}.")
+        for sizes in self._allowed:
+            if all(sizes.get(name) == shape for name, shape in shapes.items()):
+                return sizes
+        listed = [{name: sizes.get(name) for name in shapes} for sizes in self._allowed]
+        raise DeviceError(f"a call has the shapes {shapes}, but the program was compiled for {listed}.")
 
     def close(self) -> None:
         if self._inference is not None:
@@ -57,10 +95,13 @@ class CloudSession(SlottedSession):
         self._inference = None
 
 
-def _opened(folder: Path, device_ids: Sequence[int] | None) -> QAICInferenceSession:
+def _opened(
+    opener: Callable[..., QAICInferenceSession], folder: Path, device_ids: Sequence[int] | None
+) -> QAICInferenceSession:
     try:
-        return QAICInferenceSession(folder, device_ids)
+        return opener(folder, device_ids)
     except ImportError as error:
         raise DeviceError(str(error)) from error
     except RuntimeError as error:
-        raise DeviceError(f"the program in {folder} cannot be brought onto the card: {error}") from error
+        found = faults.named(error, f"the program in {folder} cannot be brought onto the card")
+        raise found from found.__cause__
