@@ -16,6 +16,14 @@ FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 RETAINED = "_RetainedState"
 
+KEPT_LOGITS, COMPUTE_CONTEXT = "num_logits_to_keep", "comp_ctx_lengths"
+"""Inputs whose length says of how many last tokens logits are wanted, and how many slots attention reads."""
+
+NEXT_TOKENS, PROBABILITIES = "next_tokens", "probs"
+ACCEPTED_TOKENS, TOKEN_BITMASKS = "last_accepted_output_tokens", "token_bitmasks"
+MARKED_REPETITION, MARKED_PRESENCE = "past_repetition_penalty_buffer", "past_presence_penalty_buffer"
+"""Of graphs that choose tokens: outputs, inputs, and the states that remember which tokens a sequence has had."""
+
 Dimension = int | str
 
 
@@ -63,7 +71,7 @@ class StateSpec:
 
     tensor: TensorSpec
     kind: str
-    """key | value | indexer | conv | recurrent | tokens"""
+    """key | value | indexer | conv | recurrent | tokens | marks"""
     layer: int
     window: int | None = None
     """Slots of a rolling buffer (slot = position mod window); None where a slot is a position."""
@@ -112,6 +120,21 @@ class GraphSpec:
     @property
     def continuous_batching(self) -> bool:
         return any(t.name == "batch_index" for t in self.inputs)
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether it ends in tokens in place of logits."""
+        return any(t.name == NEXT_TOKENS for t in self.outputs)
+
+    @property
+    def answer(self) -> str:
+        """The output that says what comes next."""
+        return NEXT_TOKENS if self.chooses_tokens else "logits"
+
+    @property
+    def controls(self) -> tuple[TensorSpec, ...]:
+        """The inputs that steer a call, beside tokens and where they stand."""
+        return tuple(t for t in self.inputs if t.name not in ("input_ids", "position_ids", "batch_index"))
 
     @property
     def windows(self) -> dict[str, int]:
@@ -180,6 +203,16 @@ class CompiledProgram:
     fingerprint: str
     report: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it is for a stand-in of the device alone."""
+        return bool(self.report.get("simulated"))
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for people: the device, and whether that is simulated."""
+        return place_name(self.device, self.simulated)
+
 
 @dataclass(frozen=True)
 class CompiledEncoder:
@@ -193,7 +226,12 @@ class CompiledEncoder:
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
-_ENCODER_KIND = "compiled as an encoder"
+_PROGRAM_KIND, _ENCODER_KIND = "compiled", "compiled as an encoder"
+
+
+def place_name(device: str, simulated: bool) -> str:
+    """`cloud_ai_100 (simulated)`: whatever says on what something ran says that too."""
+    return f"{device} (simulated)" if simulated else device
 
 
 def _graph_from(record: Mapping[str, Any]) -> Graph:
@@ -219,7 +257,7 @@ def compiled_to_record(compiled: CompiledProgram | CompiledEncoder) -> dict[str,
     del record["folder"]
     record["program"] = exported_to_record(compiled.program)
     record["program_folder"] = str(compiled.program.folder)
-    kind = _ENCODER_KIND if isinstance(compiled, CompiledEncoder) else "compiled"
+    kind = _ENCODER_KIND if isinstance(compiled, CompiledEncoder) else _PROGRAM_KIND
     return {"kind": kind, "format": FORMAT_VERSION, **record}
 
 
@@ -242,6 +280,21 @@ def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     return record
 
 
+def compiled_folder(path: Path) -> Path:
+    """The folder of a compiled program, given that or one directly inside: `compile` names what the device reads."""
+    if not (path / MANIFEST).is_file() and _kind(path.parent) in (_PROGRAM_KIND, _ENCODER_KIND):
+        return path.parent
+    return path
+
+
+def _kind(folder: Path) -> str:
+    """Of the artifact in a folder; empty where there is none that can be read."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _exported_from(record: Mapping[str, Any], folder: Path) -> ExportedProgram:
     facts = dict(record["model"])
     facts["eos_token_ids"] = tuple(facts["eos_token_ids"])
@@ -257,8 +310,9 @@ def load_exported(folder: Path) -> ExportedProgram:
 
 
 def load_compiled(folder: Path) -> CompiledProgram:
-    """Read back a compiled program from its folder."""
-    record = _read_manifest(folder, "compiled")
+    """Read back a compiled program from its folder, or from the one inside that its device writes."""
+    folder = compiled_folder(folder)
+    record = _read_manifest(folder, _PROGRAM_KIND)
     beside = folder.parent  # where it lies unless a compile_dir was given; the store may have been moved
     place = beside if (beside / MANIFEST).is_file() else Path(record["program_folder"])
     program = _exported_from(record["program"], place)
@@ -267,7 +321,8 @@ def load_compiled(folder: Path) -> CompiledProgram:
 
 
 def load_encoder(folder: Path) -> CompiledEncoder:
-    """Read back a compiled encoder from its folder."""
+    """Read back a compiled encoder from its folder, or from the one inside that its device writes."""
+    folder = compiled_folder(folder)
     record = _read_manifest(folder, _ENCODER_KIND)
     beside = folder.parent  # where it lies unless a compile_dir was given; the store may have been moved
     place = beside if (beside / MANIFEST).is_file() else Path(record["program_folder"])

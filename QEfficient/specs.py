@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -21,6 +22,21 @@ def check_option_names(given: Mapping[str, Any], record: type, where: str) -> No
 
 
 @dataclass(frozen=True)
+class SamplerSpec:
+    """A graph that chooses the next tokens itself."""
+
+    max_top_k_ids: int = 512
+    """Among so many of the likeliest tokens; as many random numbers come in."""
+    return_pdfs: bool = False
+    """Also gives every token's chance."""
+    guided: bool = False
+    """Is told which tokens may be said."""
+
+    def __post_init__(self) -> None:
+        _check_positive("max_top_k_ids", self.max_top_k_ids)
+
+
+@dataclass(frozen=True)
 class ExportSpec:
     """Everything that changes the exported graph, besides the model itself."""
 
@@ -35,6 +51,13 @@ class ExportSpec:
     """Clip float constants to the range of float16."""
     split_tensors: bool = False
     """Split external data into several files (see `graph.passes`)."""
+    several_logits: bool = False
+    """Logits of as many last tokens as `num_logits_to_keep` is long: for the target of speculative decoding."""
+    compute_context: bool = False
+    """Attention reads as many slots as `comp_ctx_lengths` is long, at most `ctx_len`."""
+    sampler: SamplerSpec | None = None
+    kv_head_copies: int = 1
+    """How often the state holds each head of keys and values: so that several devices can share its heads evenly."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -71,6 +94,13 @@ class CompileSpec:
     """With continuous batching: how many cache slots there are; default `full_batch_size`."""
     device_options: Mapping[str, Any] = field(default_factory=dict)
     """Options that only some device understands (`num_cores`, `mxfp6_matmul`, …), checked by that device."""
+    num_speculative_tokens: tuple[int, ...] = ()
+    """How many tokens may be tried ahead in one run: a decoding shape for each number."""
+    comp_ctx_lengths_prefill: tuple[int, ...] = ()
+    comp_ctx_lengths_decode: tuple[int, ...] = ()
+    """How many slots attention may read: a shape for each number, of which a run takes the smallest that suffices."""
+    prefill_only: bool | None = None
+    """True: only the shapes of prefill; False: only those of decoding."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "prefill_seq_len", "ctx_len", "full_batch_size", "kv_cache_batch_size"):
@@ -89,6 +119,33 @@ class CompileSpec:
             raise OptionError(
                 f"kv_cache_batch_size {self.kv_cache_batch_size} is smaller than"
                 f" full_batch_size {self.full_batch_size}."
+            )
+        self._check_speculation()
+        self._check_compute_contexts()
+
+    def _check_speculation(self) -> None:
+        for count in self.num_speculative_tokens:
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise OptionError(f"num_speculative_tokens must be whole numbers from 0 on, not {count!r}.")
+        object.__setattr__(self, "num_speculative_tokens", tuple(sorted(set(self.num_speculative_tokens))))
+        longest = max(self.num_speculative_tokens, default=0) + 1
+        if self.prefill_seq_len < longest:
+            raise OptionError(
+                f"prefill_seq_len {self.prefill_seq_len} is too short to try {longest - 1} tokens ahead:"
+                f" it must be at least {longest}."
+            )
+
+    def _check_compute_contexts(self) -> None:
+        for name in ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode"):
+            for length in getattr(self, name):
+                _check_positive(f"each of {name}", length)
+                if length > self.ctx_len:
+                    raise OptionError(f"{name} has {length:,}, which is more than ctx_len {self.ctx_len:,}.")
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
+        if self.comp_ctx_lengths_decode and len(self.num_speculative_tokens) > 1:
+            raise NotImplementedError(
+                "several num_speculative_tokens were asked for together with comp_ctx_lengths_decode, of which each run"
+                " can have one only. Give one number of tokens, or leave the lengths out."
             )
 
     @property
@@ -109,21 +166,51 @@ class CompileSpec:
         """Rows of one prefill call: one with continuous batching, unless prefill and decode share one shape."""
         return self.decode_rows if not self.continuous_batching or self.prefill_seq_len == 1 else 1
 
+    @property
+    def decode_lengths(self) -> tuple[int, ...]:
+        """How many tokens of each sequence a decoding run takes: a shape for each."""
+        return tuple(count + 1 for count in self.num_speculative_tokens) or (1,)
+
     def specializations(self, windows: Mapping[str, int] | None = None) -> tuple[Specialization, ...]:
-        """Prefill and decode, or one entry where both have the same shape. `windows` sizes the rolling buffers."""
+        """Those of prefill and of decoding; one where both have the same shape. `windows` sizes the rolling buffers."""
         rolling = {symbol: min(size, self.ctx_len) for symbol, size in (windows or {}).items()}
-        entries = [("Prefill", self.prefill_rows, self.prefill_seq_len)]
-        if self.prefill_seq_len != 1:
-            entries.append(("Decode", self.decode_rows, 1))
-        result = []
-        for name, rows, length in entries:
-            symbols = {"batch_size": rows, "seq_len": length, "ctx_len": self.ctx_len, **rolling}
-            if self.continuous_batching:
-                symbols["full_batch_size"] = self.slots
-                if name == "Prefill":
-                    symbols["full_batch_exec_size"] = rows
-            result.append(Specialization(name, symbols))
-        return tuple(result)
+        shared = self.prefill_seq_len == 1 and self.decode_lengths == (1,)
+        entries: list[tuple[str, dict[str, int]]] = []
+        if shared or self.prefill_only is not False:
+            name = "Decode" if self.prefill_only is False else "Prefill"
+            symbols = {**self._symbols(self.prefill_rows, self.prefill_seq_len, rolling), **self._only_prefill()}
+            entries += [(name, read) for read in _reading(symbols, self.comp_ctx_lengths_prefill)]
+        if not shared and self.prefill_only is not True:
+            for length in self.decode_lengths:
+                symbols = self._symbols(self.decode_rows, length, rolling)
+                if self.num_speculative_tokens:
+                    symbols["num_logits_to_keep"] = length
+                entries += [("Decode", read) for read in _reading(symbols, self.comp_ctx_lengths_decode)]
+        return _numbered(entries)
+
+    def _symbols(self, rows: int, length: int, rolling: Mapping[str, int]) -> dict[str, int]:
+        symbols = {"batch_size": rows, "seq_len": length, "ctx_len": self.ctx_len, **rolling}
+        return {**symbols, "full_batch_size": self.slots} if self.continuous_batching else symbols
+
+    def _only_prefill(self) -> dict[str, int]:
+        symbols = {"full_batch_exec_size": self.prefill_rows} if self.continuous_batching else {}
+        return {**symbols, "num_logits_to_keep": 1} if self.num_speculative_tokens else symbols
+
+
+def _reading(symbols: Mapping[str, int], lengths: Sequence[int]) -> list[dict[str, int]]:
+    """One shape for each number of slots that attention may read."""
+    return [{**symbols, "comp_ctx_lengths": length} for length in lengths] or [dict(symbols)]
+
+
+def _numbered(entries: Sequence[tuple[str, Mapping[str, int]]]) -> tuple[Specialization, ...]:
+    """Names that occur more than once get numbers."""
+    counts = Counter(name for name, _ in entries)
+    seen: Counter[str] = Counter()
+    result = []
+    for name, symbols in entries:
+        result.append(Specialization(f"{name}_{seen[name]}" if counts[name] > 1 else name, symbols))
+        seen[name] += 1
+    return tuple(result)
 
 
 @dataclass(frozen=True)

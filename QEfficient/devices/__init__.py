@@ -6,6 +6,7 @@ numpy only: nothing right of the ONNX file needs torch.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -25,10 +26,38 @@ from QEfficient.specs import CompileSpec, EncodeSpec
 
 logger = logging.getLogger(__name__)
 
-NOT_DEVICES = ("slotted",)
+NOT_DEVICES = ("choosing", "handover", "slotted")
 """Modules of this package that devices share."""
 FLOAT32_ERROR = 1e-3
 """Of a logit, as a part of the spread between largest and smallest: what another order of float32 sums may do."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a program that chooses tokens itself is to choose the next one of a row."""
+
+    random_numbers: np.ndarray
+    """As many as `Limits.choice` says, between 0 and 1."""
+    temperature: float = 0.0
+    top_k: int = 0
+    """0: as many as the program looks at."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    allowed: np.ndarray | None = None
+    """Which tokens of the vocabulary may be said; None: all."""
+
+
+@dataclass(frozen=True)
+class ChoiceLimits:
+    """What a program that chooses tokens itself can do."""
+
+    widest: int
+    """Among so many of the likeliest tokens it chooses; so many random numbers it takes."""
+    vocabulary: int
+    guided: bool = False
+    """Whether it can be told which tokens may be said."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +72,8 @@ class Row:
     """After how many of the tokens, counted from the last, logits are wanted."""
     blocks: Sequence[int] = ()
     """Where a session with paging keeps the sequence, in order, with room for these tokens."""
+    choice: Choice | None = None
+    """Where the program itself chooses the token; None: the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +112,21 @@ class Limits:
     no loss; None: they are run apart, and only the rows are counted."""
     logits: int = 1
     """Most `logits` of one row."""
+    decode_chunk: int = 1
+    """Most tokens of a row that counts among the `decode_rows`: more than one where tokens can be tried ahead in such a
+    run."""
+    choice: ChoiceLimits | None = None
+    """The program chooses tokens itself: of its logits all are 0 but that of the token, which is 1."""
     paging: Paging | None = None
+    keeps_slots: bool = False
+    """Whether a slot holds what its last sequence has computed, position by position, so that another that begins alike
+    can go on from there."""
     bounded_by_model: bool = False
     """Whether `ctx_len` is what the model has positions for, less than what the program was compiled for."""
+
+    def is_short(self, row: Row) -> bool:
+        """Whether a row counts among the `decode_rows`."""
+        return len(row.tokens) <= self.decode_chunk
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch that does not fit, saying both numbers."""
@@ -92,8 +135,11 @@ class Limits:
             raise DeviceError(f"a batch needs rows, each of another slot; these are its slots: {taken}.")
         for row in batch.rows:
             self._check_row(row)
-        single = sum(len(row.tokens) == 1 for row in batch.rows)
-        counts = (("one", single, self.decode_rows), ("several", len(taken) - single, self.prefill_rows))
+        short = sum(self.is_short(row) for row in batch.rows)
+        counts = (
+            (f"at most {self.decode_chunk}", short, self.decode_rows),
+            ("more", len(taken) - short, self.prefill_rows),
+        )
         for what, count, most in counts:
             if count > most:
                 raise DeviceError(f"a batch has {count} rows of {what} token(s), but one run takes {most}.")
@@ -210,6 +256,8 @@ class Device(ABC):
     """What it can run, in the words of `ModelFacts.task`; `features` goes with the two methods for encoders."""
     options: Mapping[str, type] = {}
     """Names and types of this device's own compile options."""
+    has_ids = False
+    """Whether there may be several of it, which `load` tells apart by numbers."""
     in_small_pieces: Mapping[str, Any] = {}
     """Options with which its sessions cut prompts into small pieces, beside a small `prefill_seq_len`: for checks."""
 
@@ -218,13 +266,34 @@ class Device(ABC):
     def availability(cls) -> str | None:
         """None if the device can be used here, else a sentence that says what is missing."""
 
+    @classmethod
+    def software(cls) -> str:
+        """What is installed here that it works with, for people; empty where that is a library like others."""
+        return ""
+
+    @classmethod
+    def simulated(cls) -> bool:
+        """Whether stand-ins answer in its place: whoever shows what came of it says so."""
+        return False
+
+    @classmethod
+    def output(cls, folder: Path) -> Path:
+        """What of a compiled program's folder `compile` of the auto-classes names: all of it."""
+        return folder
+
+    def for_scripts(self, custom_io: Path | None) -> Device | None:
+        """This device as the old `compile` function of Qualcomm's library: it writes what scripts look for, by the
+        names that they know. None where that function never compiled. `custom_io`: the user's own file of precisions.
+        """
+        return None
+
     @abstractmethod
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
         """Write what the device needs into the empty `folder`; return a report. Raises `DeviceError`."""
 
     @abstractmethod
-    def load(self, compiled: CompiledProgram) -> Session:
-        """Open a session."""
+    def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
+        """Open a session: on these, where there are several of this device."""
 
     def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
         """Write the exported program with the weights that the compiled form holds, in float32, into the empty
@@ -253,6 +322,11 @@ class Device(ABC):
         writes, the content of files that options name."""
         return {}
 
+    def has_no_ids(self, device_ids: Sequence[int] | None) -> None:
+        """Say once that the numbers of devices, which scripts pass whatever the device, have no effect here."""
+        if device_ids:
+            _say_without_effect(self.name)
+
     def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options that are this device's own. Refuses misspelt ones; logs those of the Cloud AI 100."""
         own, foreign = {}, []
@@ -270,6 +344,11 @@ class Device(ABC):
         if foreign:
             logger.info("device '%s' has no use for %s: options of another device.", self.name, ", ".join(foreign))
         return own
+
+
+@functools.cache
+def _say_without_effect(name: str) -> None:
+    logger.info("device '%s' has no use for device ids: there is one of it.", name)
 
 
 FOREIGN_OPTIONS: Mapping[str, type] = {

@@ -6,7 +6,7 @@ the wrong place shows in all that follow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,8 @@ class NullDevice(Device):
         self.own_options(spec.device_options)
         return {}
 
-    def load(self, compiled: CompiledProgram) -> Session:
+    def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
+        self.has_no_ids(device_ids)
         return NullSession(compiled.spec, compiled.program.model.vocab_size)
 
 

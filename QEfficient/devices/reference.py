@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class ReferenceDevice(Device):
         write_specializations(folder / "specializations.json", entries)
         return {"specializations": len(entries)}
 
-    def load(self, compiled: CompiledProgram) -> Session:
+    def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
+        self.has_no_ids(device_ids)
         return ReferenceSession(compiled, self._poison)
 
     def compile_encoder(self, program: ExportedProgram, spec: EncodeSpec, folder: Path) -> Mapping[str, Any]:
@@ -75,6 +76,7 @@ class ReferenceSession(SlottedSession):
         _check_contract(path, "input", graph.all_inputs, self._onnx.get_inputs())
         _check_contract(path, "output", graph.all_outputs, self._onnx.get_outputs())
         self._outputs = [tensor.name for tensor in graph.all_outputs]
+        self._answer = self._outputs.index(graph.answer)
         symbols = compiled.spec.specializations(graph.windows)[-1].symbols
         self._state = {s.input.name: _ort_value(_garbage(s, symbols, poison)) for s in graph.states}
 
@@ -88,11 +90,14 @@ class ReferenceSession(SlottedSession):
             raise DeviceError(f"ONNX Runtime could not run the program: {error}") from error
         if self._state:
             self._state = dict(zip(self._state, results[-len(self._state) :], strict=True))
-        logits: np.ndarray = results[0].numpy()
-        return logits
+        answer: np.ndarray = results[self._answer].numpy()
+        return answer
 
     def states(self) -> dict[str, np.ndarray]:
         return {name: value.numpy().copy() for name, value in self._state.items()}
+
+    def restore(self, states: Mapping[str, np.ndarray]) -> None:
+        self._state = {name: _ort_value(states[name]) for name in self._state}
 
     def close(self) -> None:
         self._onnx = None

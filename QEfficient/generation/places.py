@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -109,9 +110,14 @@ class Places(ABC):
         """The blocks to be copied before what was given room can run."""
         return ()
 
+    def spoil(self) -> None:  # noqa: B027
+        """Rely on nothing that was computed for sequences that have left: a run has failed."""
+
 
 def places_for(limits: Limits, prefix_cache: bool = True) -> Places:
-    return Slots(limits) if limits.paging is None else SlotsAndBlocks(limits, prefix_cache)
+    if limits.paging is not None:
+        return SlotsAndBlocks(limits, prefix_cache)
+    return KeptSlots(limits) if limits.keeps_slots and prefix_cache else Slots(limits)
 
 
 class Slots(Places):
@@ -128,6 +134,65 @@ class Slots(Places):
 
     def record(self, place: Place) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a free slot still holds."""
+
+    tokens: tuple[int, ...] = ()
+    salt: str = ""
+    left: int = -1
+    """The larger, the later it was left."""
+
+    def common(self, request: Request) -> int:
+        """How many of a request's tokens are there, but for its last, whose logits are needed."""
+        wanted = request.tokens_from(0, request.length - 1) if request.salt == self.salt else ()
+        pairs = zip(self.tokens, wanted, strict=False)
+        return next((n for n, (mine, other) in enumerate(pairs) if mine != other), min(len(self.tokens), len(wanted)))
+
+
+class KeptSlots(Slots):
+    """A request goes on from the free slot that holds most of its beginning. Of those with nothing to offer it takes
+    the one that was left first. With more slots than a run has rows, the others are for what may come back."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self._kept: dict[int, _Kept] = {}
+        self._departures = itertools.count()
+        self._lookup_tokens = self._hit_tokens = 0
+
+    @property
+    def counts(self) -> CacheCounts:
+        return CacheCounts(lookup_tokens=self._lookup_tokens, hit_tokens=self._hit_tokens)
+
+    @property
+    def full(self) -> bool:
+        taken = self._limits.slots - len(self._slots)
+        return taken >= min(self._limits.slots, max(self._limits.decode_rows, self._limits.prefill_rows))
+
+    def enter(self, place: Place, origin: Place | None = None) -> None:
+        request = place.request
+        common = {slot: self._kept.get(slot, _Kept()).common(request) for slot in self._slots}
+        place.slot = max(self._slots, key=lambda slot: (common[slot], -self._kept.get(slot, _Kept()).left, -slot))
+        self._slots.remove(place.slot)
+        self._kept.pop(place.slot, None)
+        place.computed = common[place.slot] if not request.wants_prompt_logits else 0
+        self._lookup_tokens += request.length
+        self._hit_tokens += place.computed
+        if not request.generated:
+            request.cached_tokens += place.computed
+
+    def leave(self, place: Place) -> None:
+        tokens = place.request.tokens_from(0, place.computed)
+        self._kept[place.slot] = _Kept(tokens, place.request.salt, next(self._departures))
+        self._slots.append(place.slot)
+        place.slot, place.computed = NOWHERE, 0
+        if not place.request.generated:
+            place.request.cached_tokens = 0
+
+    def spoil(self) -> None:
+        self._kept.clear()
 
 
 class SlotsAndBlocks(Places):

@@ -51,8 +51,8 @@ def policy_for(limits: Limits) -> Policy:
 
 
 def prefill_first(ready: Sequence[Step], limits: Limits) -> Sequence[Step]:
-    """Rows of several tokens as long as there are any, or else rows of one."""
-    several = [step for step in ready if len(step.row.tokens) > 1]
+    """Rows of many tokens as long as there are any, or else those that decode."""
+    several = [step for step in ready if not limits.is_short(step.row)]
     return several[: limits.prefill_rows] or ready[: limits.decode_rows]
 
 

@@ -119,6 +119,7 @@ class Scheduler:
         for step in plan.steps:
             if step.request in self._running:
                 self._send_back(self._running[step.request])
+        self._places.spoil()
 
     def release(self, request: Request) -> None:
         """Forget a request, wherever it is."""
@@ -205,6 +206,8 @@ class Scheduler:
         tokens = self._limits.tokens or self._limits.slots * self._limits.chunk
         tokens -= sum(len(step.row.tokens) for step in steps)
         rows = self._limits.prefill_rows - sum(len(step.row.tokens) > 1 for step in steps)
+        if self._lookahead < self._limits.decode_chunk:  # tokens ahead do not make such a row one of prefill
+            rows = len(steps)
         rooms = []
         for step in steps:
             rooms.append(self._room(step, tokens) if rows else 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from QEfficient.errors import ExportError
@@ -12,6 +14,8 @@ _DTYPES = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
     ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.BOOL: "bool",
 }
 
 
@@ -42,8 +46,8 @@ def _check_states(graph: ir.Graph, spec: GraphSpec) -> None:
             )
 
 
-def _check_tokens(graph: ir.Graph) -> None:
-    for name in ("input_ids", "position_ids", "batch_index"):
+def _check_read(graph: ir.Graph, names: Iterable[str]) -> None:
+    for name in names:
         value = next((v for v in graph.inputs if v.name == name), None)
         if value is not None and not value.uses():
             raise ExportError(f"nothing reads '{name}': the graph would answer the same whatever it is given.")
@@ -54,7 +58,7 @@ def check_graph(model: ir.Model, spec: GraphSpec) -> None:
     graph = model.graph
     _check_ends("input", list(graph.inputs), spec.all_inputs)
     _check_ends("output", list(graph.outputs), spec.all_outputs)
-    _check_tokens(graph)
+    _check_read(graph, [tensor.name for tensor in spec.inputs])
     _check_states(graph, spec)
     known = {(function.domain, function.name) for function in model.functions.values()}
     bodies = [node for function in model.functions.values() for node in function.all_nodes()]

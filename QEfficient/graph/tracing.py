@@ -16,13 +16,21 @@ from torch.export import Dim
 from QEfficient.errors import ExportError, first_line
 from QEfficient.graph import fixes
 from QEfficient.operators.functions import OPSET
-from QEfficient.program import Context, GraphSpec, TensorSpec
+from QEfficient.program import COMPUTE_CONTEXT, KEPT_LOGITS, Context, GraphSpec, TensorSpec
 
-EXAMPLE_SIZES = {"batch_size": 2, "seq_len": 8, "ctx_len": 64, "full_batch_size": 3}
+EXAMPLE_SIZES = {
+    "batch_size": 2,
+    "seq_len": 8,
+    "ctx_len": 64,
+    "full_batch_size": 3,
+    KEPT_LOGITS: 5,
+    COMPUTE_CONTEXT: 40,
+}
 """Sizes to trace with: none of them 1, and no two alike, so that no size is taken for another."""
 LARGEST = 1 << 24
 """Bound of a size that nothing bounds."""
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64}
+_DTYPES |= {"int32": torch.int32, "bool": torch.bool}
 
 
 def example(tensor: TensorSpec) -> torch.Tensor:
@@ -161,9 +169,17 @@ def trace_causal(module: torch.nn.Module, spec: GraphSpec) -> tuple[ir.Model, Co
     """The graph of a retained module, inputs and outputs named by the contract, and the contexts that it holds for."""
     ids, positions = spec.inputs[0], spec.inputs[1]
     slots = spec.inputs[2] if spec.continuous_batching else None
-    states = [state.input for state in spec.states]
-    arguments = (example(ids), example(positions), example(slots) if slots else None, [example(s) for s in states])
-    dynamic = (symbolic(ids), symbolic(positions), symbolic(slots) if slots else None, [symbolic(s) for s in states])
+    controls, states = spec.controls, [state.input for state in spec.states]
+    arguments, dynamic = (
+        (
+            form(ids),
+            form(positions),
+            form(slots) if slots else None,
+            {control.name: form(control) for control in controls},
+            [form(state) for state in states],
+        )
+        for form in (example, symbolic)
+    )
     model, context = to_onnx(module, arguments, dynamic, "the model")
     name_ends(model.graph, spec.all_inputs, spec.all_outputs)
     return model, context

@@ -1,10 +1,11 @@
 """`CachedAttention`: a layer's attention over its retained keys and values, as one node.
 
-    (q, k, v, past_key, past_value, position_ids[, batch_index][, sinks]) → (output, key', value')
+    (q, k, v, past_key, past_value, position_ids[, batch_index][, sinks][, reads]) → (output, key', value')
 
 Attributes `scale`, `softcap`, `window`, `chunk` (0: not used). Which optional inputs and rules a node uses stands in
 its name (`CachedAttentionCBWindowed`), so each body holds only what it needs. A rolling buffer keeps position p in slot
-p mod slots and attends over [buffer as it was, new keys] before it writes; any other is written first, then read.
+p mod slots and attends over [buffer as it was, new keys] before it writes; any other is written first, then read, the
+first slots only if `reads` is there: as many as it is long.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from QEfficient.operators.context import gather, scatter_eager, zero_dead
+from QEfficient.operators.context import gather, read_slots, scatter_eager, zero_dead
 from QEfficient.operators.functions import DOMAIN, body
 
 MASKED = -65504.0
@@ -44,6 +45,8 @@ class Variant:
     windowed: bool = False
     chunked: bool = False
     capped: bool = False
+    bounded: bool = False
+    """Reads as many slots as its last input is long."""
 
     @property
     def name(self) -> str:
@@ -54,6 +57,7 @@ class Variant:
             "Windowed": self.windowed,
             "Chunked": self.chunked,
             "Capped": self.capped,
+            "Bounded": self.bounded,
         }
         return "CachedAttention" + "".join(part for part, used in parts.items() if used)
 
@@ -66,6 +70,8 @@ class Retained:
     past_value: torch.Tensor
     position_ids: torch.Tensor
     batch_index: torch.Tensor | None = None
+    reads: torch.Tensor | None = None
+    """As long as the number of slots that are read; None: all are."""
 
 
 def cached_attention(
@@ -80,7 +86,7 @@ def cached_attention(
     value `[b, kv_heads, s, d]`, past `[slots, kv_heads, C, d]`."""
     if not torch.compiler.is_exporting():
         return _eager(query, key, value, state, rule, sinks)
-    optional = (state.batch_index, sinks)
+    optional = (state.batch_index, sinks, None if rule.rolling else state.reads)
     variant = Variant(
         slots=state.batch_index is not None,
         rolling=rule.rolling,
@@ -88,6 +94,7 @@ def cached_attention(
         windowed=rule.window > 0,
         chunked=rule.chunk > 0,
         capped=rule.softcap > 0,
+        bounded=optional[-1] is not None,
     )
     dtype = state.past_key.dtype
     inputs = (query, key.to(dtype), value.to(dtype), state.past_key, state.past_value, state.position_ids)
@@ -116,12 +123,12 @@ def _eager(
         last = positions.amax(dim=1, keepdim=True)
         targets = torch.where((positions >= 0) & (positions > last - slots), positions % slots, -1)
     else:
-        targets, key_positions = positions, torch.arange(slots)[None]
+        targets, key_positions = positions, read_slots(state.past_key, state.reads)[None]
     new_key = scatter_eager(state.past_key, targets, key, state.batch_index)
     new_value = scatter_eager(state.past_value, targets, value, state.batch_index)
     if not rule.rolling:
-        keys = gather(new_key, positions, state.batch_index)
-        values = zero_dead(gather(new_value, positions, state.batch_index), positions)
+        keys = gather(new_key, positions, state.batch_index, state.reads)
+        values = zero_dead(gather(new_value, positions, state.batch_index, state.reads), positions)
     groups = query.shape[1] // keys.shape[1]
     scores = query @ keys.repeat_interleave(groups, 1).transpose(2, 3).to(query.dtype) * rule.scale
     if rule.softcap:
@@ -159,15 +166,21 @@ def _visible(query_positions: torch.Tensor, key_positions: torch.Tensor, rule: A
     return visible
 
 
-_READ = """slot_range = Range(nothing, slot_count, step)
+_ALL_SLOTS = "slot_range = Range(nothing, slot_count, step)"
+_SOME_SLOTS = """reads_shape = Shape(reads)
+    read_count = Squeeze(reads_shape)
+    read_range = Range(nothing, read_count, step)
+    negative = Min(reads, nothing)
+    slot_range = Add(read_range, negative)"""
+_READ = """{slots}
     live = LessOrEqual(slot_range, last)
     wanted = Where(live, slot_range, nothing)
     wanted3 = Unsqueeze(wanted, axis1)
     key_positions = Unsqueeze(slot_range, axis0)
     new_key = com.qualcomm.cloud.CtxScatter{cb}(past_key, {rows}position_ids, k)
     new_value = com.qualcomm.cloud.CtxScatter{cb}(past_value, {rows}position_ids, v)
-    keys = com.qualcomm.cloud.CtxGather{cb}(new_key, {rows}wanted3, slot_count)
-    read_values = com.qualcomm.cloud.CtxGather{cb}(new_value, {rows}wanted3, slot_count)
+    keys = com.qualcomm.cloud.CtxGather{cb}(new_key, {rows}wanted3, {count})
+    read_values = com.qualcomm.cloud.CtxGather{cb}(new_value, {rows}wanted3, {count})
     live_axes = Constant<value_ints = [1, 3]>()
     live4 = Unsqueeze(live, live_axes)
     nothing_like = CastLike(nothing, v)
@@ -234,9 +247,13 @@ _SINK = """one_head_shape = Constant<value_ints = [1, -1, 1, 1]>()
 
 def _text(variant: Variant) -> str:
     """The body of one variant."""
-    optional = [n for n, used in (("batch_index", variant.slots), ("sinks", variant.sinks)) if used]
+    named = (("batch_index", variant.slots), ("sinks", variant.sinks), ("reads", variant.bounded))
+    optional = [name for name, used in named if used]
     inputs = ", ".join(["q", "k", "v", "past_key", "past_value", "position_ids", *optional])
     names = {"cb": "CB" if variant.slots else "", "rows": "batch_index, " if variant.slots else ""}
+    names |= {"slots": _ALL_SLOTS, "count": "slot_count"}  # no Identity between: compilers would not fold it
+    if variant.bounded:
+        names |= {"slots": _SOME_SLOTS, "count": "read_count"}
     read = (
         _ROLL.format(own_rows=_SLOT_ROWS if variant.slots else _OWN_ROWS, **names)
         if variant.rolling
@@ -306,8 +323,8 @@ def _text(variant: Variant) -> str:
 
 def _register_all() -> None:
     flags = [False, True]
-    for bits in range(2**6):
-        variant = Variant(*(flags[bits >> i & 1] for i in range(6)))
+    for bits in range(2**7):
+        variant = Variant(*(flags[bits >> i & 1] for i in range(7)))
         body(DOMAIN, variant.name)(lambda variant=variant: _text(variant))  # type: ignore[misc]
 
 

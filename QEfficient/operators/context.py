@@ -41,17 +41,28 @@ def scatter(
     return written
 
 
-def gather(data: torch.Tensor, position_ids: torch.Tensor, batch_index: torch.Tensor | None) -> torch.Tensor:
+def read_slots(data: torch.Tensor, reads: torch.Tensor | None) -> torch.Tensor:
+    """The slots that are read: all, or as many as `reads` is long. What that holds does not matter as long as it is not
+    negative; it is read so that nobody takes it for an input without effect."""
+    return torch.arange(data.shape[2]) if reads is None else torch.arange(reads.shape[0]) + reads.clamp(max=0)
+
+
+def gather(
+    data: torch.Tensor,
+    position_ids: torch.Tensor,
+    batch_index: torch.Tensor | None,
+    reads: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The context `[b, h, C, d]` of each row; slots beyond the row's last position repeat slot 0."""
-    slots = torch.arange(data.shape[2])
+    slots = read_slots(data, reads)
     last = position_ids.amax(dim=1, keepdim=True)
     indices = torch.where(slots <= last, slots, 0).unsqueeze(1)
     if not torch.compiler.is_exporting():
         rows = data if batch_index is None else data[batch_index[:, 0]]
         expanded = indices[..., None].expand(rows.shape[0], rows.shape[1], indices.shape[2], rows.shape[3])
         return rows.gather(2, expanded)
-    length = torch.scalar_tensor(data.shape[2], dtype=torch.int64)
-    shape = (position_ids.shape[0], *data.shape[1:])
+    length = torch.scalar_tensor(slots.shape[0], dtype=torch.int64)
+    shape = (position_ids.shape[0], data.shape[1], slots.shape[0], data.shape[3])
     name = "CtxGather" if batch_index is None else "CtxGatherCB"
     place = () if batch_index is None else (batch_index,)
     read: torch.Tensor = torch.onnx.ops.symbolic(

@@ -162,7 +162,7 @@ class RetainedFeatures(FeatureModule):
         seen: list[torch.Tensor] = []
         headless = self.model.model
         note = headless.register_forward_hook(lambda _, __, output: seen.append(output.logits))
-        self.model(input_ids, positions, None, states)
+        self.model(input_ids, positions, None, {}, states)
         note.remove()
         return seen[-1]
 

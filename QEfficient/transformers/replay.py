@@ -15,12 +15,12 @@ import torch
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.context import gather, scatter
-from QEfficient.operators.last_token import last_token
-from QEfficient.program import Context
+from QEfficient.program import KEPT_LOGITS, Context
 from QEfficient.transformers.observe import WatchedAttributes
-from QEfficient.transformers.retained_module import LastRowOnly, in_model_dtype
+from QEfficient.transformers.retained_module import LastRowsOnly, in_model_dtype
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.rotary import trained_length
+from QEfficient.transformers.sampling_head import Controls
 
 TOKENS = StatePlan("tokens", 0, (1, None, 1), torch.int64)
 
@@ -62,6 +62,7 @@ class ReplayModule(torch.nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         batch_index: torch.Tensor | None,
+        controls: Controls,
         states: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         written = scatter(states[0], position_ids, input_ids[:, None, :, None], batch_index)
@@ -72,9 +73,8 @@ class ReplayModule(torch.nn.Module):
         last = position_ids.amax(dim=1, keepdim=True)
         places = torch.where(slots <= last, slots, -1)
         # No mask for the slots behind the last: a causal model does not look there; others are told the lengths
-        with LastRowOnly(self.model, places) as selection, self._telling(last + 1):
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-        logits = logits if selection.done else last_token(logits, places)
+        with LastRowsOnly(self.model, places, controls.get(KEPT_LOGITS)) as selection, self._telling(last + 1):
+            logits = selection.of(self.model(input_ids=tokens, use_cache=False).logits)
         return (in_model_dtype(logits, self.model), written)
 
     @staticmethod

@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
-from QEfficient.operators.last_token import last_token
-from QEfficient.program import Context
+from QEfficient.operators.last_token import last_token, last_tokens
+from QEfficient.program import COMPUTE_CONTEXT, KEPT_LOGITS, Context
+from QEfficient.specs import SamplerSpec
 from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
 from QEfficient.transformers.observe import accepts, passes_on
 from QEfficient.transformers.positions import RetainedLookups, lookups
 from QEfficient.transformers.retained_state import RetainedCache, StatePlan
 from QEfficient.transformers.rotary import trained_length
+from QEfficient.transformers.sampling_head import Call, Controls, choose_tokens
 
 
 def in_model_dtype(logits: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
@@ -35,6 +37,8 @@ class RetainedModule(torch.nn.Module):
         self.vocab_size = 0
         self.position_lookups: dict[int, int] = {}
         self.context = Context(trained=trained_length(model))
+        self.sampler: SamplerSpec | None = None
+        """It ends in tokens then, and takes the sampler's memory behind its own states."""
         self.steps: dict[str, StepRecord] = {}
         """Filled while tracing: the bodies that the recurrent nodes need."""
 
@@ -43,17 +47,23 @@ class RetainedModule(torch.nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         batch_index: torch.Tensor | None,
+        controls: Controls,
         states: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        cache = RetainedCache(self.plans, states, position_ids, batch_index, self._context(states))
+        reads = controls.get(COMPUTE_CONTEXT)
+        own = states[: len(self.plans)]
+        cache = RetainedCache(self.plans, own, position_ids, batch_index, self._context(own), reads)
         tables = RetainedLookups(self.position_lookups, position_ids)
-        with cache.running(), installed(), lookups(tables), LastRowOnly(self.model, position_ids) as selection:
+        selection = LastRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS))
+        with cache.running(), installed(), lookups(tables), selection:
             output = self.model(**self._arguments(input_ids, cache))
             new_states = cache.next_states()
-        logits = output.logits
-        if not selection.done:
-            logits = last_token(logits, position_ids)
-        return (in_model_dtype(logits, self.model), *new_states)
+        logits = selection.of(output.logits)
+        if self.sampler is None:
+            return (in_model_dtype(logits, self.model), *new_states)
+        call = Call(input_ids, position_ids, batch_index, controls)
+        chosen, memory = choose_tokens(logits, call, states[len(self.plans) :], self.sampler)
+        return (*chosen, *new_states, *memory)
 
     def notes(self) -> dict[str, int]:
         """How many layers keep their state in which way."""
@@ -95,22 +105,32 @@ class RetainedModule(torch.nn.Module):
         return torch.where(seen, torch.zeros((), dtype=dtype), lowest)
 
 
-class LastRowOnly:
-    """While active, the output embedding sees the last token only: a vocabulary-wide row for each token is wasted."""
+class LastRowsOnly:
+    """While active, the output embedding sees the last token only, or as many as `kept` is long: a vocabulary-wide row
+    for each token is wasted."""
 
-    def __init__(self, model: Any, position_ids: torch.Tensor) -> None:
+    def __init__(self, model: Any, position_ids: torch.Tensor, kept: torch.Tensor | None = None) -> None:
         self.head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        self.position_ids = position_ids
+        self.position_ids, self.kept = position_ids, kept
         self.done = False
+
+    def of(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of these rows: all that there are, if the output embedding saw no others."""
+        return logits if self.done else self._chosen(logits)
+
+    def _chosen(self, values: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            return last_token(values, self.position_ids)
+        return last_tokens(values, self.position_ids, self.kept)
 
     def _select(self, module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
         hidden = args[0] if args else None
         if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or self.done:
             return None
         self.done = True
-        return (last_token(hidden, self.position_ids), *args[1:])
+        return (self._chosen(hidden), *args[1:])
 
-    def __enter__(self) -> LastRowOnly:
+    def __enter__(self) -> LastRowsOnly:
         self.handle = self.head.register_forward_pre_hook(self._select) if self.head is not None else None
         return self
 

@@ -49,6 +49,8 @@ class StatePlan:
     rolling: bool = False
     direct: bool = True
     """Whether the keys reach the attention function untouched; else the buffer is written and handed back whole."""
+    copies: int = 1
+    """How often each head is held, one beside the other."""
 
     @property
     def window(self) -> int | None:
@@ -91,12 +93,14 @@ class RetainedCache(Cache):
         position_ids: torch.Tensor,
         batch_index: torch.Tensor | None,
         context: int,
+        reads: torch.Tensor | None = None,
     ) -> None:
         self.plans = {plan.key: plan for plan in plans}
         self.before = {plan.key: state for plan, state in zip(plans, states, strict=True)}
         self.after = dict(self.before)
         self.position_ids, self.batch_index = position_ids, batch_index
-        self.context = context
+        self.reads = reads
+        self.context = context if reads is None else reads.shape[0]
         count = 1 + max((plan.layer for plan in plans), default=-1)
         self.layers: Any = [_Layer(self, index) for index in range(count)]
         self.layer_class_to_replicate = None
@@ -189,7 +193,8 @@ class RetainedCache(Cache):
         operator_rule = AttentionRule(scale, rule.window, rule.chunk, softcap, plan.rolling)
         # `before`, not `after`: layers that share keys attend over the same past, each writing the same new keys
         past_key, past_value = self.before["key", layer, 0], self.before["value", layer, 0]
-        past = Retained(past_key, past_value, self.position_ids, self.batch_index)
+        key, value = (heads.repeat_interleave(plan.copies, 1) if plan.copies > 1 else heads for heads in (key, value))
+        past = Retained(past_key, past_value, self.position_ids, self.batch_index, self.reads)
         output, new_key, new_value = cached_attention(query, key, value, past, operator_rule, sinks)
         self._pending.pop(layer, None)
         self.after["key", layer, 0], self.after["value", layer, 0] = new_key, new_value
@@ -207,4 +212,4 @@ class RetainedCache(Cache):
         """Write into the buffer and read it back whole."""
         state = scatter(self.before[kind, layer, 0], self.position_ids, new, self.batch_index)
         self.after[kind, layer, 0] = state
-        return zero_dead(gather(state, self.position_ids, self.batch_index), self.position_ids)
+        return zero_dead(gather(state, self.position_ids, self.batch_index, self.reads), self.position_ids)

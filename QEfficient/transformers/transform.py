@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from QEfficient.errors import UnsupportedModelError, first_line
+from QEfficient.specs import ExportSpec
 from QEfficient.transformers import attention, mixers, rotary
 from QEfficient.transformers.families import adapt
 from QEfficient.transformers.observe import accepts, observe
 from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
+from QEfficient.transformers.retained_state import StatePlan
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +92,45 @@ def _rehearse(retained: RetainedModule) -> None:
     for start, length in ((0, 3), (3, 1)):
         positions = torch.arange(start, start + length)[None].expand(2, -1)
         with torch.no_grad():
-            logits, *states = retained(torch.full((2, length), 3), positions, None, states)
+            logits, *states = retained(torch.full((2, length), 3), positions, None, {}, states)
         if tuple(logits.shape) != (2, 1, retained.vocab_size):
             raise UnsupportedModelError(f"its logits have the shape {list(logits.shape)}")
+
+
+def with_copied_heads(retained: RetainedModule | ReplayModule, copies: int) -> RetainedModule | ReplayModule:
+    """Let the state hold each head of keys and values several times. Changes `retained`."""
+    if isinstance(retained, RetainedModule) and copies > 1:
+        retained.plans = tuple(_copied(plan, copies) for plan in retained.plans)
+    return retained
+
+
+def _copied(plan: StatePlan, copies: int) -> StatePlan:
+    if plan.kind not in ("key", "value") or not plan.direct or plan.shape[0] is None:
+        return plan
+    return replace(plan, shape=(plan.shape[0] * copies, *plan.shape[1:]), copies=copies)
+
+
+def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> None:
+    """Refuse what the states of a model cannot do: to go back behind rejected tokens, to be read in part."""
+    name = type(retained.model).__name__
+    if spec.several_logits:
+        recurrent = [plan for plan in retained.plans if plan.kind in ("conv", "recurrent")]
+        if recurrent:
+            raise NotImplementedError(
+                f"{name} cannot be the target of speculative decoding: its recurrent states cannot go back behind a"
+                " token that was wrong."
+            )
+        if any(plan.rolling for plan in retained.plans):
+            raise NotImplementedError(
+                f"{name} cannot be the target of speculative decoding as long as its windows roll: a token that was"
+                " wrong has overwritten one that is still seen. Pass retain_full_kv=True."
+            )
+    if spec.sampler is not None and not isinstance(retained, RetainedModule):
+        raise NotImplementedError(
+            f"{name} computes its whole context again, and chooses no tokens: no include_sampler."
+        )
+    if spec.compute_context and not any(plan.kind == "key" and not plan.rolling for plan in retained.plans):
+        raise NotImplementedError(f"{name} has no layer that reads a whole context: leave comp_ctx_lengths out.")
 
 
 def weight_aliases(retained: torch.nn.Module) -> dict[str, tuple[str, ...]]:

@@ -50,7 +50,8 @@ class ModuleSession(SlottedSession):
         fed: dict[str, Any] = {name: torch.from_numpy(array) for name, array in feeds.items()}
         try:
             with torch.no_grad():
-                output = self.module(fed["input_ids"], fed["position_ids"], fed.get("batch_index"), self._states)
+                tokens = fed.pop("input_ids"), fed.pop("position_ids"), fed.pop("batch_index", None)
+                output = self.module(*tokens, fed, self._states)
         except (IndexError, RuntimeError) as error:
             raise DeviceError(f"the transformed module could not run: {error}") from error
         self._states = list(output[1:])

@@ -8,7 +8,7 @@ back, and `stated` says how far from them it computes.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -53,10 +53,11 @@ class CpuDevice(Device):
         write_specializations(folder / "specializations.json", spec.specializations(graph.windows))
         return compile_graph(program, spec.ctx_len, read_options(spec.device_options), folder)
 
-    def load(self, compiled: CompiledProgram) -> Session:
+    def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
         from QEfficient.devices.cpu.packed import PackedSession
         from QEfficient.devices.cpu.slotted_states import SlottedStatesSession
 
+        self.has_no_ids(device_ids)
         return SlottedStatesSession(compiled) if compiled.report["states"] is None else PackedSession(compiled)
 
     def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:

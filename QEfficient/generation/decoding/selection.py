@@ -13,6 +13,7 @@ from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.generation.decoding import Decoding, Drafting
 from QEfficient.generation.decoding.draft_model import LOOKAHEAD as DRAFT_LOOKAHEAD
 from QEfficient.generation.decoding.draft_model import DraftModel
+from QEfficient.generation.decoding.on_device import OnDevice
 from QEfficient.generation.decoding.one_token import OneToken
 from QEfficient.generation.decoding.prompt_lookup import LOOKAHEAD, PromptLookup
 from QEfficient.program import CompiledProgram
@@ -62,6 +63,8 @@ def make_decoding(choice: DecodingChoice, compiled: CompiledProgram, limits: Lim
             f"tokens cannot be tried ahead on device '{compiled.device}': {obstacle} Leave prompt lookup or the draft"
             " model out."
         )
+    if limits.choice is not None:
+        return OnDevice(limits.choice)
     if choice.draft is not None:
         return _draft_model(choice.draft, compiled, DRAFT_LOOKAHEAD if choice.lookahead is None else choice.lookahead)
     if choice.named == "prompt_lookup":
@@ -89,8 +92,13 @@ def why_not_ahead(limits: Limits) -> str:
     """Why a session cannot tell whether drafts are right, and what could; empty if it can."""
     if limits.paging is not None and not limits.paging.shareable:
         return "the model has recurrent states, which cannot go back behind a draft that was wrong."
+    if limits.choice is not None:
+        return "this program chooses tokens itself."
     if min(limits.logits, limits.chunk) < 2:
-        return "this program gives the logits of one token of a sequence at a time. Compile it for device 'cpu'."
+        return (
+            "this program gives the logits of one token of a sequence at a time. Compile it for device 'cpu', or with"
+            " num_speculative_tokens."
+        )
     return ""
 
 

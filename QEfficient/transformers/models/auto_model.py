@@ -56,7 +56,8 @@ class AutoModel(ABC, Generic[Compiled, Loaded]):
 
     @property
     def qpc_path(self) -> str | None:
-        return str(self._compiled.folder) if self._compiled else None
+        """What `compile` returned, as text."""
+        return str(self._output()) if self._compiled else None
 
     @property
     def compiled(self) -> Compiled | None:
@@ -84,7 +85,16 @@ class AutoModel(ABC, Generic[Compiled, Loaded]):
         assert self._program is not None
         return self._program
 
-    def _forget_compiled(self) -> None:
+    def _output(self) -> Path:
+        """The folder of the compiled program that its device reads."""
+        assert self._compiled is not None and self._device is not None
+        return self._device.output(self._compiled.folder)
+
+    def _forget_session(self) -> None:
         if self._session is not None:
             self._session.close()
-        self._session, self._compiled = None, None
+        self._session = None
+
+    def _forget_compiled(self) -> None:
+        self._forget_session()
+        self._compiled = None

@@ -11,8 +11,9 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
-from QEfficient.devices import Session, get_device
-from QEfficient.errors import OptionError, WrongTaskError
+from QEfficient.devices import Device, Session, get_device
+from QEfficient.devices.handover import with_prefill
+from QEfficient.errors import OptionError, WrongTaskError, did_you_mean
 from QEfficient.generation.decoding import Decoding
 from QEfficient.generation.decoding.selection import DecodingChoice, close_decoding, make_decoding
 from QEfficient.generation.defaults import recorded
@@ -26,11 +27,13 @@ from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.auto_model import AutoModel
-from QEfficient.transformers.models.decoding_options import read_decoding
+from QEfficient.transformers.models.card_options import NOT_YET, Shapes, kv_head_copies, read_qaic_config, shaped
+from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
 from QEfficient.transformers.models.sampling_options import read_choosing, token_ids
+from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.signature import causal_signature
-from QEfficient.transformers.transform import retain, weight_aliases
+from QEfficient.transformers.transform import check_steered, retain, weight_aliases, with_copied_heads
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +47,19 @@ GENERATION_CONFIG_OPTIONS = (
     "token",
 )
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-NOT_YET = "is not supported by this release"
-LATER_OPTIONS = (
-    "prefill_only",
+LATER_OPTIONS = ("specializations", "decode_only")
+"""Options of Qualcomm's library that nothing of ours does; refused when they are used."""
+WITHOUT_EFFECT = (
     "enable_chunking",
-    "comp_ctx_lengths_prefill",
-    "comp_ctx_lengths_decode",
-    "num_speculative_tokens",
-    "specializations",
+    "layerwise",
+    "layerwise_window_size",
+    "moe_prefill_packed_chunk_size",
+    "num_cores",
+    "offload_pt_weights",
+    "prefill_only",
+    "prefill_seq_len",
 )
-"""Options of Qualcomm's library that need the card; refused when they are used."""
+"""Of `export`: one graph serves both phases, every chunk reads what is there, and weights are always streamed."""
 
 
 class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
@@ -70,10 +76,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         max_seq_len_cached: int | None = None,
         **options: Any,
     ) -> None:
-        used = {key: value for key, value in (qaic_config or {}).items() if value not in (None, False)}
-        used.pop("pretrained_model_name_or_path", None)
-        if used:
-            raise NotImplementedError(f"qaic_config['{next(iter(used))}'] {NOT_YET}.")
+        self._card = read_qaic_config(qaic_config)
         opened = isinstance(model, ModelSource)
         source = model if opened else open_source(model, transformers.AutoModelForCausalLM, options)
         super().__init__(source, _facts(source))
@@ -81,6 +84,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self.max_seq_len_cached = max_seq_len_cached
         self._said: set[str] = set()
         self._engine: Engine | None = None
+        self._device_ids: list[int] | None = None
+        self._prefill: CompiledProgram | None = None
         self._decoding: tuple[DecodingChoice, Decoding] | None = None  # it keeps what it learns from call to call
 
     @classmethod
@@ -107,7 +112,11 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
 
     @property
     def is_tlm(self) -> bool:
-        return False
+        return self._card.speculative_target
+
+    @property
+    def ccl_enabled(self) -> bool:
+        return self._card.compute_context
 
     def _identity(self) -> dict[str, Any]:
         return {"qeff_auto_class": type(self).__name__, "max_seq_len_cached": self.max_seq_len_cached}
@@ -121,17 +130,26 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         use_onnx_subfunctions: bool = False,
         retain_full_kv: bool = False,
         kv_cache_prefix: str | None = None,
-        offload_pt_weights: bool = True,
+        compute_context: bool = False,
+        kv_head_copies: int = 1,
         **options: Any,
     ) -> str:
-        """Write the ONNX program, or find it; returns the path of the ONNX file."""
-        _refuse_later(options)
+        """Write the ONNX program, or find it; returns the path of the ONNX file.
+
+        `compute_context`: attention reads as much as an input says (compile's `comp_ctx_lengths_…` need it).
+        `kv_head_copies`: how often the state holds each head of keys and values.
+        """
+        _refuse_others(options)
         spec = ExportSpec(
             dtype=self._source.dtype,
             continuous_batching=self.continuous_batching,
             subfunctions=use_onnx_subfunctions,
             retain_full_kv=bool(retain_full_kv),
             kv_cache_prefix=kv_cache_prefix,
+            several_logits=self._card.speculative_target,
+            compute_context=compute_context or self._card.compute_context,
+            kv_head_copies=kv_head_copies,
+            sampler=self._card.sampler,
         )
         request = stages.ExportRequest(
             self._source, spec, self._facts, lambda: self._prepare(spec), self._identity(), export_dir
@@ -142,7 +160,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
 
     def _prepare(self, spec: ExportSpec) -> Source:
         skeleton, _ = self._source.skeleton()
-        retained = retain(skeleton, rolling=not spec.retain_full_kv)
+        retained = with_copied_heads(retain(skeleton, rolling=not spec.retain_full_kv), spec.kv_head_copies)
+        check_steered(retained, spec)
+        if isinstance(retained, RetainedModule):
+            retained.sampler = spec.sampler
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
         return Source(
             module=retained,
@@ -169,27 +190,42 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         use_onnx_subfunctions: bool = False,
         retain_full_kv: bool | None = None,
         kv_cache_prefix: str | None = None,
+        num_speculative_tokens: int | list[int] | None = None,
+        comp_ctx_lengths_prefill: list[int] | str | None = None,
+        comp_ctx_lengths_decode: list[int] | str | None = None,
+        prefill_only: bool | None = None,
         **options: Any,
     ) -> Path:
-        """Compile for `device` (default: environment `QEFF_DEVICE`, else the best here); exports first if needed."""
+        """Compile for `device` (default: environment `QEFF_DEVICE`, else the best here); exports first if needed.
+
+        `num_speculative_tokens`: how many tokens can be tried ahead in one run. `comp_ctx_lengths_…`: how many slots
+        attention may read, of which each run takes what it needs. `prefill_only`: True or False for a program that
+        does one of both phases (docs/cloud_ai_100.md).
+        """
         chosen = get_device(device)
         _refuse_later(options)
-        for harmless in ("offload_pt_weights", "layerwise", "layerwise_window_size", "moe_prefill_packed_chunk_size"):
-            options.pop(harmless, None)
+        for harmless in WITHOUT_EFFECT:
+            if harmless != "num_cores":
+                options.pop(harmless, None)
         spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, full_batch_size, kv_cache_batch_size, options)
         stages.check_batching(self.continuous_batching, spec)
+        shapes = Shapes(num_speculative_tokens, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
+        spec = shaped(spec, shapes, self._card)
         chosen.own_options(options)
         graph: dict[str, Any] = {
             "use_onnx_subfunctions": use_onnx_subfunctions,
             "retain_full_kv": bool(retain_full_kv),
             "kv_cache_prefix": kv_cache_prefix,
+            "compute_context": shapes.reads_less,
         }
+        if self._card.replicate_kv_heads:
+            graph["kv_head_copies"] = kv_head_copies(self.config, options.get("num_devices") or 1)
         program = self._program_or(onnx_path, lambda: self.export(**graph))
         self._forget_compiled()
         self.progress("compile")
         compiled = stages.compile_program(program, spec, chosen, ArtifactStore(), compile_dir)
         self._compiled, self._device = compiled, chosen
-        return compiled.folder
+        return self._output()
 
     @overload
     def generate(self, *inputs: Any, stream: Literal[False] = False, **options: Any) -> CloudAI100ExecInfo: ...
@@ -215,6 +251,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         draft_model: QEFFAutoModelForCausalLM | None = None,
         assistant_model: QEFFAutoModelForCausalLM | None = None,
         prompt_lookup_num_tokens: int | None = None,
+        prefill_model: QEFFAutoModelForCausalLM | None = None,
         device_id: list[int] | None = None,
         runtime_ai100: bool = True,
         **options: Any,
@@ -237,6 +274,11 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         (`assistant_model`) is a smaller compiled model of the same vocabulary, whose guesses are tried. Iterators that
         are open go on in the same way.
 
+        `device_id`: on which devices, as many as the program was compiled for; None stays where it is.
+
+        `prefill_model`: the same model, compiled with `prefill_only=True`. It takes the prompts and hands them over to
+        this one.
+
         With token ids, `generated_ids` is a list with the new ids of each prompt, in order. With `n` answers to each
         prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
         """
@@ -247,7 +289,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         choosing = read_choosing(self._facts, sampling, generation_config, options)
         wish = read_decoding(decoding, (draft_model, assistant_model), (prompt_lookup_num_tokens, choosing.lookup))
         self._say_once(choosing.left_out)
-        self._ensure_compiled(given)
+        self._use_prefill(prefill_model)
+        self._ensure_compiled(given, device_id)
         engine = self._engine_for(wish, choosing.usual_lookup)
         text = self._text_generator(engine, own_tokenizer, choosing.eos_token_ids)
         encoded = given.encoded(text, chat_template_kwargs)
@@ -259,6 +302,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         assert self._compiled is not None
         batch_size, n = self._compiled.spec.batch_size, choosing.params.n
         info = exec_info(outputs, batch_size, self.continuous_batching, choosing.pad_token_id, n)
+        info.simulated = self._compiled.simulated
         info.drafted, info.accepted = after.drafted - before.drafted, after.accepted - before.accepted
         if given.ids is not None:
             ids = [[list(output.generated_ids) for output in answers] for answers in info.outputs]
@@ -270,13 +314,36 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             self._said.add(sentence)
             logger.warning("%s", sentence)
 
-    def _ensure_compiled(self, given: Prompts) -> None:
+    def _ensure_compiled(self, given: Prompts, device_ids: list[int] | None) -> None:
         if self._compiled is None:
             count = len(given)
             self.compile(full_batch_size=max(1, min(count, 4)) if self.continuous_batching else None)
+        assert self._device is not None and self._compiled is not None
+        if self._engine is not None and (self._engine.lost is not None or self._moves(self._device, device_ids)):
+            self._forget_session()
         if self._session is None:
-            assert self._device is not None and self._compiled is not None
-            self._session = self._device.load(self._compiled)
+            session = self._device.load(self._compiled, device_ids)
+            if self._prefill is not None:
+                session = with_prefill(session, self._compiled, self._prefill)
+            self._session, self._device_ids = session, device_ids
+
+    def _use_prefill(self, model: QEFFAutoModelForCausalLM | None) -> None:
+        """Let the program of another model do prefill from the next session on."""
+        program = None if model is None else compiled_program(model, "prefill model")
+        if program != self._prefill:
+            self._forget_session()
+            self._prefill = program
+
+    def _moves(self, device: Device, device_ids: list[int] | None) -> bool:
+        """Whether other devices are asked for than those where the session is."""
+        if not device.has_ids or not device_ids or device_ids == self._device_ids:
+            return False
+        if self._engine is not None and not self._engine.idle:
+            raise OptionError(
+                f"device_id is {device_ids}, but answers are still open on {self._device_ids or 'another device'}:"
+                " close their iterators first."
+            )
+        return True
 
     def _engine_for(self, wish: DecodingChoice, usual_lookup: int | None) -> Engine:
         """The one engine of all calls, for two would write over each other's tokens. What is open goes on with the
@@ -298,10 +365,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             close_decoding(*self._decoding)
         self._decoding = None
 
-    def _forget_compiled(self) -> None:
+    def _forget_session(self) -> None:
         self._forget_decoding()
         self._engine = None
-        super()._forget_compiled()
+        super()._forget_session()
 
     def _text_generator(self, engine: Engine, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> TextGenerator:
         assert self._program is not None
@@ -324,6 +391,14 @@ def _refuse_later(options: dict[str, Any]) -> None:
     for name in LATER_OPTIONS:
         if options.pop(name, None) not in (None, False):
             raise NotImplementedError(f"{name} {NOT_YET}.")
+
+
+def _refuse_others(options: dict[str, Any]) -> None:
+    """What `export` has no name for."""
+    _refuse_later(options)
+    for name in options:
+        if name not in WITHOUT_EFFECT:
+            raise OptionError(f"export does not know the option '{name}'.{did_you_mean(name, WITHOUT_EFFECT)}")
 
 
 def _class_name(source: ModelSource) -> str:

@@ -21,7 +21,7 @@ def read_decoding(
     drafts = {id(model): model for model in models if model is not None}
     if len(drafts) > 1:
         raise OptionError("draft_model= and assistant_model= are two names of one thing. Give one of them.")
-    draft = next((_program(model) for model in drafts.values()), None)
+    draft = next((compiled_program(model, "draft model") for model in drafts.values()), None)
     if given is not None or (configured is not None and named is None and draft is None):
         named = "prompt_lookup" if named is None else named
     if named == "prompt_lookup":
@@ -29,10 +29,11 @@ def read_decoding(
     return DecodingChoice(named, draft, given)
 
 
-def _program(model: Any) -> CompiledProgram:
+def compiled_program(model: Any, what: str) -> CompiledProgram:
+    """The program of another model that takes part."""
     if not isinstance(model, AutoModel):
-        raise OptionError(f"a draft model must be a QEFFAutoModelForCausalLM, not {type(model).__name__}.")
+        raise OptionError(f"a {what} must be a QEFFAutoModelForCausalLM, not {type(model).__name__}.")
     compiled = model.compiled
     if not isinstance(compiled, CompiledProgram):
-        raise OptionError("the draft model is not compiled. Call its compile first, for the same device and ctx_len.")
+        raise OptionError(f"the {what} is not compiled. Call its compile first, for the same device and ctx_len.")
     return compiled

@@ -157,7 +157,7 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         self.progress("compile")
         compiled = stages.compile_encoder(program, spec, chosen, ArtifactStore(), compile_dir)
         self._compiled, self._device = compiled, chosen
-        return compiled.folder
+        return self._output()
 
     def generate(
         self,

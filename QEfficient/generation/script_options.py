@@ -1,0 +1,126 @@
+"""What a script says: of its prompts, and of its program, held against what that is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from QEfficient.devices.choosing import RANDOM, SETTINGS
+from QEfficient.errors import OptionError, PromptError, did_you_mean
+from QEfficient.program import (
+    ACCEPTED_TOKENS,
+    COMPUTE_CONTEXT,
+    KEPT_LOGITS,
+    MARKED_PRESENCE,
+    MARKED_REPETITION,
+    TOKEN_BITMASKS,
+    CompiledProgram,
+)
+from QEfficient.specs import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+SAMPLER = frozenset((ACCEPTED_TOKENS, *SETTINGS, MARKED_REPETITION, MARKED_PRESENCE))
+"""The inputs of a program that chooses tokens on the card."""
+
+FIELDS = {
+    "repetition_penalties": "repetition_penalty",
+    "presence_penalties": "presence_penalty",
+    "temperatures": "temperature",
+    "top_ks": "top_k",
+    "top_ps": "top_p",
+    "min_ps": "min_p",
+}
+"""Arrays of `sampling_params`, and what each says of one prompt. Random numbers are drawn anew for every token."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a script asks for."""
+
+    full_batch_size: int | None = None
+    comp_ctx_lengths_prefill: tuple[int, ...] = ()
+    comp_ctx_lengths_decode: tuple[int, ...] = ()
+    is_tlm: bool = False
+    sampler: bool = False
+    guided: bool = False
+    sampling_params: bool = False
+
+
+def check_wishes(wishes: Wishes, compiled: CompiledProgram) -> None:
+    """Refuse what the program is not. A sampler that it has not is done without, as scripts expect."""
+    inputs = frozenset(tensor.name for tensor in compiled.program.graphs["lm"].spec.all_inputs)
+    _check_batching(wishes.full_batch_size, compiled)
+    _check_sampler(wishes, inputs)
+    if wishes.is_tlm and KEPT_LOGITS not in inputs:
+        raise OptionError(
+            f"is_tlm was asked for, but the program has no input '{KEPT_LOGITS}': it gives the logits of one token at a"
+            " time. Compile the target of speculative decoding for it."
+        )
+    for name in ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode"):
+        asked, found = getattr(wishes, name), getattr(compiled.spec, name)
+        if not set(asked) <= set(found):
+            raise OptionError(
+                f"{name} {list(asked)} was asked for, but the program was compiled for {list(found) or 'none'}"
+                f" (input '{COMPUTE_CONTEXT}'). Give those, or leave it out."
+            )
+
+
+def _check_batching(asked: int | None, compiled: CompiledProgram) -> None:
+    spec = compiled.spec
+    if asked is None or asked in (spec.full_batch_size, spec.slots if spec.continuous_batching else None):
+        return
+    found = f"for {spec.full_batch_size}" if spec.continuous_batching else "without continuous batching"
+    raise OptionError(f"full_batch_size {asked} was asked for, but the program was compiled {found}. Leave it out.")
+
+
+def _check_sampler(wishes: Wishes, inputs: frozenset[str]) -> None:
+    found = inputs & SAMPLER
+    if found and found != SAMPLER:
+        raise OptionError(f"the program has a part of a sampler only: it lacks {', '.join(sorted(SAMPLER - found))}.")
+    if found and not wishes.sampler:
+        raise OptionError("the program chooses tokens on the card: say so with include_sampler=True.")
+    if not found and (wishes.sampler or wishes.guided or wishes.sampling_params):
+        logger.warning("the program has no sampler: the likeliest tokens are taken, and sampling_params not read.")
+    elif wishes.guided and TOKEN_BITMASKS not in inputs:
+        raise OptionError(f"include_guided_decoding was asked for, but the program has no input '{TOKEN_BITMASKS}'.")
+
+
+def chosen_params(usual: SamplingParams, given: Mapping[str, Any], number: int) -> SamplingParams:
+    """How the tokens of one prompt are chosen: its line of each array, the last one where there are fewer lines."""
+    unknown = [name for name in given if name not in FIELDS and name != RANDOM]
+    if unknown:
+        raise OptionError(f"sampling_params has '{unknown[0]}'.{did_you_mean(unknown[0], FIELDS)}")
+    found = {FIELDS[name]: _line(array, number) for name, array in given.items() if name in FIELDS}
+    return replace(usual, **found)
+
+
+def _line(array: Any, number: int) -> Any:
+    lines = np.ravel(array)
+    return lines[min(number, len(lines) - 1)].item()
+
+
+def read_prompts(prompt: str | Sequence[str] | None, path: str | Path | None) -> list[str]:
+    """The lines of the file, if one is named; else the prompts."""
+    if path is not None:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"the prompts in {path} cannot be read: {error}.") from error
+        prompt = [line.strip() for line in lines if line.strip()]
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    if not prompts:
+        raise PromptError("there is no prompt: give prompt=, or prompts_txt_file_path= with a prompt per line.")
+    return prompts
+
+
+def pad_right(tokenizer: Any) -> None:
+    """Say to the tokenizer how scripts that go on with it expect it to pad."""
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id

@@ -1,0 +1,162 @@
+"""`qaic_config`, and the options of `compile` that decide which shapes a program is compiled for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from QEfficient.errors import OptionError, did_you_mean
+from QEfficient.specs import CompileSpec, SamplerSpec
+from QEfficient.transformers.models.compute_contexts import apart, automatic_lists
+
+TARGET = "target"
+SPECULATIVE_MODEL_TYPES = (TARGET, "turbo")
+NOT_YET = "is not supported by this release"
+LATER = (
+    "mla_absorption",
+    "enable_blocking",
+)
+SAMPLER = ("include_sampler", "return_pdfs", "include_guided_decoding", "max_top_k_ids")
+SILENT = ("pretrained_model_name_or_path", "blocking_mode", "num_kv_blocks", "num_q_blocks")
+"""Without effect by themselves."""
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What `qaic_config` asks of the graph."""
+
+    speculative_target: bool = False
+    compute_context: bool = False
+    replicate_kv_heads: bool = False
+    sampler: SamplerSpec | None = None
+
+
+def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
+    """Refuses misspelt keys, with a suggestion, and what no program of ours does yet."""
+    known = ("speculative_model_type", "ccl_enabled", "replicate_kv_heads", *SAMPLER, *LATER, *SILENT)
+    used = {key: value for key, value in (given or {}).items() if value not in (None, False)}
+    for key in used:
+        if key not in known:
+            raise OptionError(f"qaic_config does not know '{key}'.{did_you_mean(key, known)}")
+        if key in LATER:
+            raise NotImplementedError(f"qaic_config['{key}'] {NOT_YET}.")
+    kind = used.get("speculative_model_type")
+    if kind is not None and kind not in SPECULATIVE_MODEL_TYPES:
+        raise ValueError(
+            f"qaic_config['speculative_model_type'] is {kind!r}; it can be {' or '.join(SPECULATIVE_MODEL_TYPES)}."
+        )
+    if kind is not None and kind != TARGET:
+        raise NotImplementedError(f"qaic_config['speculative_model_type'] = '{kind}' {NOT_YET}.")
+    if kind is not None and used.get("include_sampler"):
+        raise ValueError("qaic_config: a target of speculative decoding does not choose tokens (include_sampler).")
+    return CardConfig(
+        kind == TARGET, bool(used.get("ccl_enabled")), bool(used.get("replicate_kv_heads")), _sampler(used)
+    )
+
+
+def _sampler(used: Mapping[str, Any]) -> SamplerSpec | None:
+    if not used.get("include_sampler"):
+        for name in ("return_pdfs", "include_guided_decoding"):
+            if name in used:
+                raise OptionError(f"qaic_config['{name}'] goes with include_sampler=True only.")
+        return None
+    widest = used.get("max_top_k_ids", SamplerSpec.max_top_k_ids)
+    return SamplerSpec(widest, bool(used.get("return_pdfs")), bool(used.get("include_guided_decoding")))
+
+
+def kv_head_copies(config: Any, devices: int) -> int:
+    """How often a state must hold each head of keys so that as many devices share them evenly."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    for copies in range(1, heads // kv_heads + 1):
+        if (kv_heads * copies) % devices == 0 and heads % (kv_heads * copies) == 0:
+            return copies
+    raise OptionError(
+        f"num_devices is {devices}, but {kv_heads} heads of keys for {heads} of queries cannot be copied so that the"
+        " devices share them evenly. Choose another number, or leave replicate_kv_heads out."
+    )
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Which kinds of calls a program is wanted for, as a user says it."""
+
+    num_speculative_tokens: int | list[int] | tuple[int, ...] | None = None
+    comp_ctx_lengths_prefill: list[int] | str | None = None
+    comp_ctx_lengths_decode: list[int] | str | None = None
+    prefill_only: bool | None = None
+
+    @property
+    def reads_less(self) -> bool:
+        """Whether attention is to read less than the whole context."""
+        return bool(self.comp_ctx_lengths_prefill or self.comp_ctx_lengths_decode)
+
+
+def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec:
+    """`spec` with these shapes too."""
+    if shapes.prefill_only is not None and not isinstance(shapes.prefill_only, bool):
+        raise TypeError(f"prefill_only must be True, False or None, not {shapes.prefill_only!r}.")
+    ahead = _numbers("num_speculative_tokens", shapes.num_speculative_tokens)
+    if config.speculative_target and not ahead:
+        raise TypeError(
+            "num_speculative_tokens is needed: the model was loaded as the target of speculative decoding"
+            " (qaic_config['speculative_model_type'])."
+        )
+    if ahead and not config.speculative_target:
+        raise OptionError(
+            "num_speculative_tokens needs a model that was loaded with"
+            f" qaic_config={{'speculative_model_type': '{TARGET}'}}."
+        )
+    prefill = _numbers("comp_ctx_lengths_prefill", shapes.comp_ctx_lengths_prefill)
+    decode = _numbers("comp_ctx_lengths_decode", shapes.comp_ctx_lengths_decode)
+    ctx_len = spec.ctx_len
+    if config.compute_context and not prefill and not decode:
+        prefill, decode, ctx_len = automatic_lists(ctx_len, spec.prefill_seq_len)
+    if prefill or decode:
+        prefill, decode = _both(prefill, decode, spec.prefill_seq_len)
+    if shapes.prefill_only is not None:
+        prefill, decode = (prefill, ()) if shapes.prefill_only else ((), decode)
+    return CompileSpec(
+        spec.batch_size,
+        spec.prefill_seq_len,
+        ctx_len,
+        spec.full_batch_size,
+        spec.kv_cache_batch_size,
+        spec.device_options,
+        ahead,
+        prefill,
+        decode,
+        shapes.prefill_only,
+    )
+
+
+def _both(prefill: tuple[int, ...], decode: tuple[int, ...], length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lists for both phases, which have nothing in common unless both run in the same shape."""
+    if length == 1:
+        shared = tuple(sorted({*prefill, *decode}))
+        return shared, shared
+    decode = decode or prefill
+    return apart(prefill or decode, decode), decode
+
+
+def _numbers(name: str, given: Any) -> tuple[int, ...]:
+    """A number, several, or their text."""
+    if isinstance(given, str):
+        try:
+            given = ast.literal_eval(given)
+        except (ValueError, SyntaxError):
+            raise OptionError(f"{name} must be a list of whole numbers, not '{given}'.") from None
+    if given is None:
+        return ()
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = (given,)
+    try:
+        found = tuple(given)
+    except TypeError:
+        raise OptionError(f"{name} must be a list of whole numbers, not {given!r}.") from None
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in found):
+        raise OptionError(f"{name} must be a list of whole numbers, not {given!r}.")
+    return found

@@ -1,0 +1,50 @@
+"""How many slots attention reads in a run: the lists that a program is compiled for where none, or only one, was given.
+
+One input must tell each shape from every other, and of these shapes it can only be the one that is as long as the
+slots that are read: so prefill and decoding have no number in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+GRANULARITY = 1024
+"""Contexts of automatic lists are multiples of it, and none is shorter."""
+STEP = 32
+"""By so much a number is lowered that both phases would have."""
+MOST, MOST_SHARED = 5, 10
+"""Numbers of a list; of one that both phases share because prefill takes one token too."""
+STARTS = ((4_096, None, None), (32_768, 4_096, 4_000), (65_536, 8_192, 8_000), (None, 16_384, 16_000))
+"""Up to which context a list starts with which number: for contexts that are powers of two, and for others."""
+
+
+def automatic_lists(ctx_len: int, prefill_seq_len: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Lists for prefill and decoding, and the context that they need."""
+    ctx_len = max(GRANULARITY, -(-ctx_len // GRANULARITY) * GRANULARITY)
+    most = MOST_SHARED if prefill_seq_len == 1 else MOST
+    decode = _doubling(ctx_len, most)
+    prefill = decode if prefill_seq_len == 1 else apart(decode, decode)
+    return prefill, decode, ctx_len
+
+
+def apart(prefill: Sequence[int], decode: Sequence[int]) -> tuple[int, ...]:
+    """Prefill's numbers, those lowered that decoding has too."""
+    taken, result = set(decode), set[int]()
+    for length in sorted(set(prefill)):
+        while length in taken | result and length > STEP:
+            length = (length - 1) // STEP * STEP
+        if length not in taken:
+            result.add(length)
+    return tuple(sorted(result))
+
+
+def _doubling(ctx_len: int, most: int) -> tuple[int, ...]:
+    is_power = ctx_len & (ctx_len - 1) == 0
+    starts = next(numbers for up_to, *numbers in STARTS if up_to is None or ctx_len <= up_to)
+    start = starts[0] if is_power else starts[1]
+    if start is None:
+        return (ctx_len,)
+    lengths = [start]
+    while lengths[-1] * 2 < ctx_len:
+        lengths.append(lengths[-1] * 2)
+    return (*lengths[: most - 1], ctx_len)

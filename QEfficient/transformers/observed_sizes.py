@@ -1,0 +1,66 @@
+"""How large a model is, by a run of it without weights, as an export does it: shapes are observed, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from QEfficient.transformers import mixers
+from QEfficient.transformers.config_sizes import gathered, model_sizes
+from QEfficient.transformers.loading import ModelSource
+from QEfficient.transformers.replay import ReplayModule
+from QEfficient.transformers.retained_state import StatePlan
+from QEfficient.transformers.size_records import Buffers, ModelSizes, StateCounts
+from QEfficient.transformers.transform import retain
+
+PACKED = ("key", "value")
+"""Kinds of state that a device may keep in a coarser type."""
+
+
+def observed_sizes(source: ModelSource) -> ModelSizes:
+    """What an export of the model would hold. Raises `UnsupportedModelError` where it would be refused."""
+    model, _ = source.skeleton()
+    retained = retain(model)
+    stored = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    known = {**dict(model.named_parameters()), **{name: b for name, b in buffers.items() if name in stored}}
+    shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
+    sizes = model_sizes(model.config, shapes, _state(retained), _uses(model))
+    constants = sum(buffer.numel() for name, buffer in buffers.items() if name not in stored)
+    weights = replace(sizes.weights, constants=constants)
+    return replace(sizes, weights=weights, vocab_size=retained.vocab_size)
+
+
+def _state(retained: Any) -> StateCounts:
+    replays = isinstance(retained, ReplayModule)
+    buffers = [] if replays else [_buffers(plan) for plan in retained.plans]
+    return StateCounts(gathered(buffers), replays=replays)
+
+
+def _buffers(plan: StatePlan) -> Buffers:
+    """A state with a place for each position, or one of fixed size."""
+    heads, *rest = plan.shape
+    grows = None in plan.shape
+    width = prod(size for size in rest if size is not None)
+    return Buffers(1, heads or 1, width, plan.window if grows else 1, grows and plan.kind in PACKED)
+
+
+def _uses(model: Any) -> dict[str, str]:
+    """What only the model knows of its parameters: which is the head, and which are inside recurrent layers."""
+    named = dict(model.named_parameters())
+    scanned = {name: "scanned" for name in _inside_mixers(model) if name in named and named[name].dim() > 1}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is weight]
+    known = {name: "head" if len(names) == 1 else "shared" for name in names if name in named}
+    return {**scanned, **known}
+
+
+def _inside_mixers(model: Any) -> Iterator[str]:
+    """Names of the parameters of modules that run token by token: `mixers` gave them a forward of its own."""
+    for path, module in model.named_modules():
+        own = vars(module).get("forward")
+        if getattr(own, "__module__", "") == mixers.__name__:
+            yield from (f"{path}.{name}" for name, _ in module.named_parameters())
