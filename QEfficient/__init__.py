@@ -17,6 +17,7 @@ _HOMES = {
     "QEFFAutoModelForCausalLM": "QEfficient.transformers.models.modeling_auto",
     "QEFFCommonLoader": "QEfficient.transformers.models.modeling_auto",
     "check_qaic_sdk": "QEfficient.legacy",
+    "cloud_ai_100_exec_kv": "QEfficient.generation.text_generation_inference",
     "compile": "QEfficient.legacy",
     "export": "QEfficient.legacy",
     "qualcomm_efficient_converter": "QEfficient.legacy",

@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from QEfficient.errors import OptionError
 from QEfficient.specs import CompileSpec
+
+if TYPE_CHECKING:
+    from QEfficient.devices import Device
+    from QEfficient.program import CompiledProgram, ExportedProgram
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +99,11 @@ def compile(
     qnn_config: str | None = None,
     **options: Any,
 ) -> str:
-    """Compile an exported program into a folder of its own inside `qpc_path`; returns that folder.
+    """Compile an exported program; returns the folder of the compiled one.
 
-    `device=` chooses the device, as in the auto-classes. `custom_io_file_path` has no effect: which precision a tensor
-    has outside the program follows from the other options.
+    For a card that is `qpcs` inside `qpc_path`; beside it lie specializations.json and, for several devices,
+    mdp_ts_config.json. What this function left there before is replaced. For other devices, which `device=` chooses as
+    in the auto-classes, it is a folder of its own inside `qpc_path`.
     """
     from QEfficient.artifacts import ArtifactStore
     from QEfficient.devices import get_device
@@ -106,8 +111,6 @@ def compile(
     from QEfficient.transformers.models import stages
 
     device = get_device(options.pop("device", None))
-    if custom_io_file_path is not None:
-        logger.info("custom_io_file_path=%s is not read: it follows from the other options.", custom_io_file_path)
     card = {
         "num_cores": num_cores,
         "num_devices": len(device_group or [0]),
@@ -122,10 +125,31 @@ def compile(
     }
     asked = {name: value for name, value in card.items() if value not in (None, False)}
     spec = CompileSpec(batch_size, prompt_len, ctx_len, full_batch_size, device_options=asked)
-    store = ArtifactStore()
-    program = load_exported(store.open(Path(onnx_path).parent))
+    program = load_exported(ArtifactStore().open(Path(onnx_path).parent))
     stages.check_batching(program.graphs["lm"].spec.continuous_batching, spec)
-    return str(stages.compile_program(program, spec, device, store, qpc_path).folder)
+    return str(device.output(compile_for_scripts(program, spec, device, qpc_path, custom_io_file_path).folder))
+
+
+def compile_for_scripts(
+    program: ExportedProgram,
+    spec: CompileSpec,
+    device: Device,
+    qpc_path: str | Path,
+    custom_io_file_path: str | Path | None = None,
+) -> CompiledProgram:
+    """Compile into `qpc_path`, where scripts look for it."""
+    from QEfficient.artifacts import ArtifactStore
+    from QEfficient.old_place import OldPlace
+    from QEfficient.transformers.models import stages
+
+    custom_io = Path(custom_io_file_path).expanduser() if custom_io_file_path is not None else None
+    old = device.for_scripts(custom_io)
+    if old is not None:
+        place = OldPlace(qpc_path)
+        return place.show(stages.compile_program(program, spec, old, place, qpc_path))
+    if custom_io is not None:
+        logger.info("custom_io_file_path=%s is not read: it follows from the other options.", custom_io)
+    return stages.compile_program(program, spec, device, ArtifactStore(), qpc_path)
 
 
 def _check_form_factor(form_factor: str) -> None:

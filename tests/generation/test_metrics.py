@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from QEfficient.generation.metrics import CloudAI100ExecInfo, PerfMetrics, exec_info, perf_metrics
+from QEfficient.generation.metrics import (
+    CloudAI100ExecInfo,
+    CloudAI100ExecInfoNew,
+    PerfMetrics,
+    average,
+    exec_info,
+    perf_metrics,
+)
 from QEfficient.generation.request import RequestOutput, Timings
 
 
@@ -39,6 +46,15 @@ def test_lines_that_scripts_look_for() -> None:
         "Total is= 16.00 tokens/sec",
         "Total (E2E) inference time is= 3.00 sec",
     ]
+
+
+def test_lines_without_texts() -> None:
+    lines = str(CloudAI100ExecInfoNew(2, [], PerfMetrics(0.5, 10.0, 8.0, 3.0))).splitlines()
+    assert lines[1:3] == ["Decode is= 20.00 token/sec", "Total is= 16.00 token/sec"] and len(lines) == 4
+
+
+def test_the_mean_of_several_runs() -> None:
+    assert average([PerfMetrics(1.0, 10.0, 8.0, 3.0), PerfMetrics(2.0, 20.0, 9.0, 5.0)]) == PerfMetrics(1.5, 15, 8.5, 4)
 
 
 @pytest.mark.parametrize("prompts", [2, 3])

@@ -51,6 +51,14 @@ class Files:
 
 
 @dataclass(frozen=True)
+class OldNames:
+    """The files of the old `compile` function, and its order of the compiler's arguments."""
+
+    custom_io: Path | None = None
+    """The user's own; None: written here."""
+
+
+@dataclass(frozen=True)
 class Compilation:
     """Everything that one run of the compiler is told."""
 
