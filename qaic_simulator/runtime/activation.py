@@ -187,6 +187,12 @@ class Activation:
         self.states = {entry: outputs[output] for entry, output in self.network.states.items()}
         return outputs
 
+    def seconds(self, items: Sequence[Item]) -> float:
+        """What a run takes at least."""
+        pace = self.network.pace
+        whole = [item.dims for item in items if item.values is not None and item.values.dtype.kind in "iu"]
+        return pace.seconds(whole) if pace else 0.0
+
     def fits(self, items: Sequence[Item]) -> bool:
         """Whether one specialization has the shapes of all buffers."""
         descriptor = self.network.descriptor
@@ -251,7 +257,9 @@ class Job:
             log(f"No matching specialization found for {[item.dims for item in self._items]}")
             return QStatus.QS_DEV_ERROR
         with self._activation.lock:
+            begun = time.monotonic()
             outputs = self._activation.run(self._items)
+            time.sleep(max(0.0, begun + self._activation.seconds(self._items) - time.monotonic()))
         for item in self._items:
             if item.values is not None:
                 self.buffers[item.index] = item.values.tobytes()

@@ -41,7 +41,8 @@ from qaic_simulator.runtime.activation import (
     items_of_buffers,
     log,
 )
-from qaic_simulator.runtime.execution import DESCRIPTOR, MODEL, SETTINGS, ExecutionError, Network, read_settings
+from qaic_simulator.runtime.execution import Network
+from qaic_simulator.runtime.settings import DESCRIPTOR, MODEL, SETTINGS, ExecutionError, read_settings
 
 PROGRAM_FILE = "programqpc.bin"
 ELF_MAGIC, ELF_NOTE = b"\x7fELF", b"qaic simulator"
@@ -477,7 +478,9 @@ def _all_ready(qids: Sequence[int]) -> bool:
 
 
 def _megabytes(qpc: Qpc) -> int:
-    """Memory that a program needs on each of its devices: constants, and one buffer of each input and output."""
+    """Memory that a program needs on each of its devices, by the compiler, or else by what the container holds."""
+    if qpc._settings.bytes_per_device is not None:
+        return max(1, math.ceil(qpc._settings.bytes_per_device / _MEGABYTE))
     constants = len(qpc._images.get(CONSTANTS, b"")) + len(qpc._images[MODEL])
     buffers = sum(byte_size(binding.shape) for binding in bindings_of(qpc._descriptor))
     share = (constants // (2 if qpc._settings.half else 1) + buffers) / qpc._settings.devices

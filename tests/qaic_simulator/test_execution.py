@@ -24,7 +24,8 @@ from qaic_simulator.network_descriptor import (
     decode_descriptor,
     encode_descriptor,
 )
-from qaic_simulator.runtime.execution import ExecutionError, Network, card_model, read_settings
+from qaic_simulator.runtime.execution import Network, card_model
+from qaic_simulator.runtime.settings import ExecutionError, read_settings
 
 TYPE_NUMBERS = {onnx.TensorProto.FLOAT: 0, onnx.TensorProto.FLOAT16: 1, onnx.TensorProto.INT64: 7}
 FLOAT, HALF = 0, 1
@@ -448,18 +449,3 @@ def test_an_input_that_the_descriptor_lacks() -> None:
     bare = NetworkDescriptor("test", (), descriptor.outputs)
     with pytest.raises(ExecutionError, match="x is no float|lacks the input x"):
         Network({**images, "networkdesc.bin": encode_descriptor(bare)})
-
-
-def test_bodies_are_not_converted() -> None:
-    body = helper.make_graph(
-        [helper.make_node("Abs", ["x"], ["z"])], "b", [], [helper.make_empty_tensor_value_info("z")]
-    )
-    model = parsed("g (float[2] x, bool c) => (float[2] y) { y = Abs(x) }")
-    node = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
-    model.graph.node[0].CopyFrom(node)
-    kinds = TYPE_NUMBERS | {onnx.TensorProto.BOOL: 8}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TYPE_NUMBERS, onnx.TensorProto.BOOL, kinds[onnx.TensorProto.BOOL])
-        images = images_of(model)
-    with pytest.raises(ExecutionError, match="has a body"):
-        Network(images)
