@@ -12,8 +12,8 @@ from QEfficient.artifacts import format_size
 from QEfficient.cloud._arguments import Parser, UsageError, add_source, positive
 
 if TYPE_CHECKING:
-    from QEfficient.devices.cloud_ai_100.planning import Estimate, ModelSize, Setup, Workload
-    from QEfficient.transformers.sizes import ModelSizes
+    from QEfficient.devices.cloud_ai_100.planning import Estimate, ModelSize, Setup, Weights, Workload
+    from QEfficient.transformers.size_records import ModelSizes, StateCounts
 
 HELP = "Say whether a model fits on a Cloud AI 100, on how many SoCs, and how fast it should be."
 EXAMPLES = """\
@@ -65,9 +65,15 @@ class Plan:
     @property
     def assumptions(self) -> list[str]:
         """What the answer rests on, and what it leaves out."""
-        unknown = self.sizes.state.unknown_layers
-        gap = f"the config does not tell what {unknown} recurrent layers keep: that state is not counted"
-        return [*self.found.assumptions, *([gap] if unknown else [])]
+        return [*self.found.assumptions, *_gaps(self.sizes.state)]
+
+
+def _gaps(state: StateCounts) -> Iterator[str]:
+    """What is not known of the model."""
+    if state.not_observed:
+        yield f"its state is read off its config and may be wrong; an export would fail here: {state.not_observed}"
+    if state.unknown_layers:
+        yield f"the config does not tell what {state.unknown_layers} recurrent layers keep: that state is not counted"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -102,7 +108,7 @@ def _plan(name: str, workload: Workload, arguments: argparse.Namespace) -> Plan:
     from QEfficient.devices.cloud_ai_100.planning import CARDS, CHOICES, Precision, Setup, estimate, smallest
 
     sizes = _read(name, arguments)
-    model = _converted(sizes)
+    model = planned_size(sizes)
     card, precision = CARDS[arguments.card], Precision(arguments.mxfp6_matmul, arguments.mxint8_kv_cache)
     devices = arguments.num_devices or smallest(model, workload, precision, card) or CHOICES[-1]
     setup = Setup(precision, devices, card)
@@ -119,19 +125,37 @@ def _read(name: str, arguments: argparse.Namespace) -> ModelSizes:
     return read_model(name, {**options, "trust_remote_code": arguments.trust_remote_code})
 
 
-def _converted(sizes: ModelSizes) -> ModelSize:
+def planned_size(sizes: ModelSizes) -> ModelSize:
     """From what is left of the ONNX file to what is right of it."""
-    from QEfficient.devices.cloud_ai_100.planning import ModelSize, State, Weights
+    from QEfficient.devices.cloud_ai_100.planning import Buffers, ModelSize, State
 
-    weights, state = sizes.weights, sizes.state
+    state = sizes.state
     return ModelSize(
-        Weights(weights.dense, weights.head, weights.other, weights.experts),
-        State(state.per_token, state.windows, state.fixed, state.heads),
+        _weights(sizes),
+        State(tuple(Buffers(**vars(buffers)) for buffers in state.buffers), state.replays),
         sizes.layers,
         sizes.attention_width,
         sizes.vocab_size,
         sizes.experts,
         sizes.experts_per_token,
+        sizes.weights.expert_width,
+        sizes.attention_heads,
+    )
+
+
+def _weights(sizes: ModelSizes) -> Weights:
+    from QEfficient.devices.cloud_ai_100.planning import Weights
+
+    weights = sizes.weights
+    return Weights(
+        weights.dense,
+        weights.head,
+        weights.other + weights.constants,
+        weights.experts,
+        weights.scanned,
+        weights.largest_matrix,
+        weights.largest_other,
+        weights.expert_matrix,
     )
 
 
@@ -142,27 +166,45 @@ def _verdict(plan: Plan) -> str:
     found, where = plan.found, f"{plan.found.devices} SoC{'s' if plan.found.devices > 1 else ''} ({plan.card})"
     if found.fits:
         spare = f"{format_size(found.usable - found.needed)} of each to spare"
-        return f"{plan.name} fits on {where}, {spare}{', which is tight' if found.tight else ''}."
+        return f"{plan.name} fits on {where}, {spare}."
     helps = remedies(plan.model, plan.workload, plan.setup)
     advice = f" {'; '.join(helps)}." if helps else " Nothing that this command knows makes it fit."
-    return (
-        f"{plan.name} does not fit on {where}: each SoC would need {format_size(found.needed)} and has"
-        f" {format_size(found.usable)}, so {format_size(found.missing)} are missing.{advice}"
-    )
+    return f"{plan.name} {_objection(found, where)}.{advice}"
+
+
+def _objection(found: Estimate, where: str) -> str:
+    """Why it does not fit."""
+    sizes = f"needs {format_size(found.needed)} of {format_size(found.usable)} on each SoC"
+    if found.refusals and found.needed <= found.usable:
+        return f"cannot be compiled for {where}: {'; '.join(found.refusals)}"
+    if found.tight:
+        left = "leaves too little for its code and activations: the simulator may refuse it, a card may take it"
+        return f"is too tight for {where}: it {sizes} and {left}"
+    besides = "".join(f"; besides, {refusal}" for refusal in found.refusals)
+    return f"does not fit on {where}: it {sizes}, so with a reserve {format_size(found.missing)} are missing{besides}"
 
 
 def _state_bytes(plan: Plan) -> tuple[int, int]:
     """Of one more token in layers that keep everything, and of a whole sequence."""
-    precision = plan.setup.precision
-    return (
-        int(plan.model.state.per_token * precision.cache),
-        int(plan.model.state.size(plan.workload.ctx_len, precision)),
-    )
+    state, precision = plan.model.state, plan.setup.precision
+    return int(state.per_token(precision)), int(state.size(plan.workload.ctx_len, precision))
+
+
+def _exported_bytes(plan: Plan) -> int:
+    """Of the ONNX program; the simulator's compiled program holds them as they are."""
+    return 4 * (plan.sizes.weights.stored + plan.sizes.weights.constants)
+
+
+def _program_bytes(plan: Plan) -> int:
+    """On all SoCs together: what a compiled program for a card holds."""
+    return ceil(plan.model.weights.size(plan.setup.precision))
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
     yield "weights in the files", f"{plan.sizes.weights.stored:,}"
+    yield "exported weights, float32", format_size(_exported_bytes(plan))
+    yield "weights in the program", format_size(_program_bytes(plan))
     yield "cards", f"{ceil(found.devices / plan.setup.card.socs)} {plan.card}, {plan.setup.card.cores} cores per SoC"
     yield "SoCs", f"{found.devices}"
     yield "KV bytes per token", f"{per_token:,}"
@@ -171,7 +213,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield f"cache per SoC (users: {plan.workload.users})", format_size(found.cache)
     yield "buffers per SoC", format_size(found.io)
     yield "needed of usable per SoC", f"{format_size(found.needed)} of {format_size(found.usable)}"
-    yield "fits", "tight" if found.tight else "yes" if found.fits else "no"
+    yield "fits", "yes" if found.fits else "tight" if found.tight else "no"
     if found.fits:
         yield f"first token of a prompt of {plan.workload.prompt_len:,}", f"{found.seconds_to_first_token:.2f} s"
         yield "tokens per second", f"{found.tokens_per_second:,.1f}"
@@ -191,7 +233,9 @@ def _write_document(plan: Plan) -> None:
     from QEfficient.cloud._presentation import document
 
     found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
-    per_soc = {name: getattr(found, name) for name in ("weights", "cache", "io", "needed", "usable", "missing")}
+    per_soc = {
+        name: getattr(found, name) for name in ("weights", "cache", "copies", "io", "needed", "usable", "missing")
+    }
     document(
         {
             "model": plan.name,
@@ -203,6 +247,9 @@ def _write_document(plan: Plan) -> None:
             "kv_bytes_per_token": per_token,
             "state_bytes_per_sequence": per_sequence,
             "bytes_per_soc": per_soc,
+            "exported_bytes": _exported_bytes(plan),
+            "program_bytes": _program_bytes(plan),
+            "refusals": found.refusals,
             "fits": found.fits,
             "tight": found.tight,
             "seconds_to_first_token": found.seconds_to_first_token,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Collection, Mapping, Sequence
+from math import ceil, prod
 from types import MappingProxyType
 
 import onnx
@@ -22,27 +22,70 @@ MICROSCALED_BYTES = 6.25 / 8
 STATE_BYTES: Mapping[str, float] = MappingProxyType({"mxint8": 8.25 / 8, "int8": 1.0, "float": 4.0})
 SPARE = 1.1
 """For what else is in memory: code, descriptors, tensors between operators."""
+WINDOW = int(3.9 * GIBIBYTE)
+"""Bytes of addresses that a core maps at once."""
 
 
-def check_memory(
-    programs: Sequence[Program], arguments: Arguments, precisions: Mapping[str, str], devices: int
-) -> None:
-    """Refuse a program that no device of the card can hold, its tensors sliced over so many devices."""
+def check_memory(programs: Sequence[Program], arguments: Arguments, precisions: Mapping[str, str], devices: int) -> int:
+    """Refuse a program that no device of the card can hold, its tensors sliced over so many devices.
+
+    Returns the bytes of each device that are known: constants, states, inputs and outputs.
+    """
     weights = weight_bytes(programs[0], arguments.has("mxfp6-matmul"))
-    needed = SPARE * (weights + max(interface_bytes(program, precisions) for program in programs)) / devices
+    known = (weights + max(interface_bytes(program, precisions) for program in programs)) / devices
+    needed = SPARE * known
     capacity = CAPACITY[programs[0].profile.sku]
     if needed > capacity * GIBIBYTE:
         text = f"About {needed / GIBIBYTE:.1f} GiB are needed on each of {devices} devices, which have {capacity}."
         programs[0].refuse("graph.memory", f"Memory resource exhausted: {text}")
+    return ceil(known)
+
+
+def check_operators(program: Program, compresses: bool, slices: int) -> None:
+    """Refuse a node whose operands no core can map, its tensors sliced over so many devices."""
+    matrices = _matrices(program) if compresses else set()
+    for node in program.nodes:
+        read = {name for name in node.input if name and program.bound.is_static(name)}
+        size = sum(prod(program.shape(name)) * _operand_bytes(program, name, matrices) for name in read) / slices
+        if size > WINDOW and node.op_type not in ("Shape", "Size"):
+            text = f"QAIC_ERROR_MMAP_FAILURE: {node.op_type} reads {size / GIBIBYTE:.1f} GiB, of which a core maps 3.9."
+            program.refuse("graph.operator-memory", text, node)
+
+
+def _operand_bytes(program: Program, name: str, matrices: Collection[str]) -> float:
+    if name in matrices:
+        return MICROSCALED_BYTES
+    kind = program.element_type(name)
+    if kind in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.FLOAT):
+        return HALF_BYTES
+    return float(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def weight_bytes(program: Program, compresses: bool) -> float:
-    """Bytes of all constants: two for an element, less where a matrix is compressed."""
-    matrices = _matrices(program) if compresses else set()
-    return sum(
-        float(prod(tensor.dims)) * (MICROSCALED_BYTES if tensor.name in matrices else HALF_BYTES)
-        for tensor in program.bound.model.graph.initializer
-    )
+    """Bytes of all constants: two for an element, less where a matrix is compressed.
+
+    A matrix that is looked up as well (a table that is the head too) is there twice: folding its transpose makes a
+    constant of its own.
+    """
+    matrices, others = _matrices(program), _used_otherwise(program)
+    multiplied = MICROSCALED_BYTES if compresses else HALF_BYTES
+    total = 0.0
+    for tensor in program.bound.model.graph.initializer:
+        is_matrix = tensor.name in matrices
+        each = multiplied * is_matrix + HALF_BYTES * (not is_matrix or tensor.name in others)
+        total += prod(tensor.dims) * each
+    return total
+
+
+def _used_otherwise(program: Program) -> set[str]:
+    """What nodes read that are neither multiplications, by their second operand, nor transpositions."""
+    plain = (node for node in program.nodes if node.op_type != "Transpose")
+    return {
+        name
+        for node in plain
+        for place, name in enumerate(node.input)
+        if place != 1 or node.op_type not in ("MatMul", "Gemm")
+    }
 
 
 def _matrices(program: Program) -> set[str]:

@@ -30,18 +30,27 @@ def test_the_plan_of_a_folder(cli: Cli, model_folder: Path) -> None:
 
 def test_json_says_the_same(cli: Cli, model_folder: Path) -> None:
     """With what went in."""
-    flags = ("--ctx-len", 64, "--num-devices", 4, "--mxfp6", "--mxint8-kv-cache", "--card", "pro", "--prompt-len", 50)
+    flags = ("--ctx-len", 64, "--num-devices", 4, "--mxfp6", "--card", "pro", "--prompt-len", 50)
     found = cli("plan", model_folder, *flags, "--json").json
     assert (found["card"], found["devices"], found["fits"], found["tight"]) == ("pro", 4, True, False)
     assert found["workload"] == {
         "ctx_len": 64, "prompt_len": 50, "batch_size": 1, "full_batch_size": None, "chunk": 64,
     }  # fmt: skip
-    assert found["precision"] == {"mxfp6": True, "mxint8": True}
-    assert found["kv_bytes_per_token"] == 128 * 33 // 32
+    assert found["precision"] == {"mxfp6": True, "mxint8": False}
+    assert found["kv_bytes_per_token"] == 128 * 2 and found["refusals"] == []
+    assert found["exported_bytes"] == pytest.approx(4 * stored(model_folder), rel=0.01)
+    assert found["program_bytes"] / 4 == pytest.approx(found["bytes_per_soc"]["weights"], rel=0.01)
     assert found["bytes_per_soc"]["needed"] < found["bytes_per_soc"]["usable"] and not found["bytes_per_soc"]["missing"]
     assert found["tokens_per_second"] > 0 and found["seconds_to_first_token"] > 0
     assert any("several cards" in line for line in found["assumptions"])
     assert found["weights"]["stored"] == stored(model_folder)
+
+
+def test_what_cannot_be_compiled_is_said_with_what_would_help(cli: Cli, model_folder: Path) -> None:
+    result = cli("plan", model_folder, "--ctx-len", 64, "--mxint8-kv-cache", "--num-devices", 2)
+    assert rows(result.out)["fits"] == "no" and "first token" not in result.out
+    assert "cannot be compiled for 2 SoCs (ultra): MXINT8 keeps whole blocks of 32 numbers" in result.err
+    assert "leaving --mxint8-kv-cache out makes it fit" in result.err
 
 
 def stored(folder: Path) -> int:
@@ -56,9 +65,9 @@ def test_what_does_not_fit_is_said_with_what_would_help(cli: Cli, model_folder: 
     flags = ("--ctx-len", 4_000_000, "--full-batch-size", 70, "--num-devices", 1)
     result = cli("plan", model_folder, *flags)
     assert result.code == 0 and rows(result.out)["fits"] == "no" and "tokens per second" not in result.out
-    assert "does not fit on 1 SoC (ultra): each SoC would need 71." in result.err and "are missing." in result.err
+    assert "does not fit on 1 SoC (ultra): it needs 71." in result.err and "are missing" in result.err
     assert "--num-devices 4" not in result.err  # two heads cannot be cut into four
-    assert "--ctx-len 1" in result.err
+    assert "--ctx-len 4" in result.err
     document = cli("plan", model_folder, *flags, "--json").json
     assert not document["fits"] and document["bytes_per_soc"]["missing"] > 0
 

@@ -1,184 +1,52 @@
 """Does a model fit on these cards, and how fast will it be: arithmetic on published figures, no measurement.
 
 Every constant is fitted to what others have published of real cards; docs/plan.md says how far off the results are.
-A SoC is what the options call a device: an Ultra card has four of them.
+What is said to fit is what the stand-in compiler takes, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
-from QEfficient.devices.cloud_ai_100.options import DEVICES
-from QEfficient.errors import OptionError
+from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES
+from QEfficient.devices.cloud_ai_100.plan_memory import cache_bytes, copied_bytes, io_bytes, refusals
+from QEfficient.devices.cloud_ai_100.plan_records import (
+    CARDS,
+    FP16,
+    GIB,
+    SYSTEM,
+    Buffers,
+    Card,
+    ModelSize,
+    Precision,
+    Setup,
+    State,
+    Weights,
+    Workload,
+)
+from QEfficient.devices.cloud_ai_100.plan_speed import (
+    COLLECTIVE,
+    FASTEST,
+    HOST,
+    STREAMING,
+    first_token_seconds,
+    gathering_seconds,
+    peak_share,
+    step_seconds,
+)
 
-GIB = 2**30
+__all__ = (
+    "CARDS", "CHOICES", "FP16", "GIB", "RESERVE", "Buffers", "Card", "Estimate", "ModelSize", "Precision", "Setup",
+    "State", "Weights", "Workload", "estimate", "remedies", "smallest",
+)  # fmt: skip
+
 CHOICES = (1, 2, 4, 8, DEVICES)
 """Numbers of SoCs that slices of tensors are made for."""
-
-FP16, MXFP6, MXINT8 = 2.0, 6.25 / 8, 33 / 32
-"""Bytes of a number; the shared scale of a block of 32 included."""
-STREAMING = 90e9
-"""Bytes per second that a SoC really reads, of 137e9 on the data sheet."""
-COLLECTIVE = 45e-6
-"""Seconds for SoCs to add up their parts of a layer, which happens twice in each."""
-PEAK_SHARE_ALONE, PEAK_SHARE_TOGETHER = 0.20, 0.13
-"""Of the data sheet's operations per second, as prompts reach them on one SoC and on several."""
-HOST = 0.010
-"""Seconds that the host takes before the first token."""
-FASTEST = 0.007
-"""Seconds of the shortest published step."""
-RESERVE = 0.10
-"""Of what is needed, for the program's code and its activations."""
-SYSTEM = 2 * GIB
-"""Of a SoC's memory, not for programs."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """One product: all figures but the first are of one SoC."""
-
-    socs: int
-    cores: int
-    memory: int
-    """Bytes of DRAM."""
-    peak: float
-    """FP16 operations per second."""
-
-    @property
-    def usable(self) -> int:
-        """Bytes for weights, cache and buffers."""
-        return self.memory - SYSTEM
-
-
-CARDS: Mapping[str, Card] = {
-    "standard": Card(1, 14, 16 * GIB, 110e12),
-    "pro": Card(1, 16, 32 * GIB, 125e12),
-    "ultra": Card(4, 16, 32 * GIB, 72.5e12),
-}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is asked of the model."""
-
-    ctx_len: int
-    prompt_len: int = 128
-    batch_size: int = 1
-    full_batch_size: int | None = None
-    """Continuous batching: this many decode together, and prompts come one by one."""
-    chunk: int = 128
-    """Tokens of a prompt that run at once."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value < 1:
-                raise OptionError(f"{name} must be at least 1, not {value}.")
-        for name, value in (("a prompt", self.prompt_len), ("a chunk", self.chunk)):
-            if value > self.ctx_len:
-                raise OptionError(
-                    f"{name} of {value:,} tokens does not fit into a ctx_len of {self.ctx_len:,}. Raise ctx_len."
-                )
-
-    @property
-    def users(self) -> int:
-        """Sequences that decode together."""
-        return self.full_batch_size or self.batch_size
-
-    @property
-    def prompts(self) -> int:
-        """Prompts that run together."""
-        return 1 if self.full_batch_size else self.batch_size
-
-    @property
-    def chunks(self) -> int:
-        return ceil(self.prompt_len / self.chunk)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How numbers are kept; float16 otherwise."""
-
-    mxfp6: bool = False
-    """Weights of matrices."""
-    mxint8: bool = False
-    """Keys and values."""
-
-    @property
-    def weight(self) -> float:
-        return MXFP6 if self.mxfp6 else FP16
-
-    @property
-    def cache(self) -> float:
-        return MXINT8 if self.mxint8 else FP16
-
-    @property
-    def described(self) -> str:
-        """In words."""
-        weights, cache = "weights of matrices in MXFP6", "keys and values in MXINT8"
-        chosen = [*([weights] if self.mxfp6 else []), *([cache] if self.mxint8 else [])]
-        return ", ".join([*chosen, "everything else in float16"]) if chosen else "all numbers in float16"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Numbers, by what is done with them."""
-
-    dense: int
-    """Of matrices that every token is multiplied with."""
-    head: int
-    """Of the matrix that gives the logits, also where it is the embedding table."""
-    other: int
-    """The embedding table, norms: kept in float16 and hardly read."""
-    experts: int = 0
-    """Of all experts together."""
-
-
-@dataclass(frozen=True)
-class State:
-    """Numbers that one sequence keeps."""
-
-    per_token: int
-    windows: tuple[tuple[int, int], ...] = ()
-    """Numbers of each position, and positions kept."""
-    fixed: int = 0
-    """Recurrent states, always in float16."""
-    heads: int = 1
-    """SoCs share the state by heads; more SoCs than heads keep copies."""
-
-    def size(self, ctx_len: int, precision: Precision) -> float:
-        """Bytes of one sequence."""
-        kept = self.per_token * ctx_len + sum(numbers * min(slots, ctx_len) for numbers, slots in self.windows)
-        return kept * precision.cache + self.fixed * FP16
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What the arithmetic needs to know of a model."""
-
-    weights: Weights
-    state: State
-    layers: int
-    attention_width: int
-    """Heads times their size."""
-    vocab_size: int
-    expert_count: int = 0
-    experts_per_token: int = 0
-
-    def experts_read(self, tokens: int) -> float:
-        """Share of the experts that so many tokens need at most."""
-        known = self.expert_count and self.experts_per_token
-        return min(1.0, tokens * self.experts_per_token / self.expert_count) if known else 1.0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Where a model runs and how it is kept there."""
-
-    precision: Precision = Precision()
-    devices: int = 1
-    card: Card = CARDS["ultra"]
+RESERVE = 0.12
+"""Of what is needed, for the program's code and its activations. The stand-in compiler asks for 10 %; the rest is for
+small constants that are not counted."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +56,8 @@ class Estimate:
     devices: int
     weights: int
     cache: int
+    copies: int
+    """More of the cache, if SoCs that cannot share a head keep copies of it; no compiler says whether they do."""
     io: int
     usable: int
     seconds_to_first_token: float
@@ -195,49 +65,58 @@ class Estimate:
     """Of one token for every user."""
     tokens_per_second: float
     """Of all users together."""
+    refusals: tuple[str, ...]
+    """Why it cannot be compiled so, apart from memory."""
     assumptions: tuple[str, ...]
 
     @property
     def needed(self) -> int:
+        """What is known to be needed."""
         return self.weights + self.cache + self.io
+
+    @property
+    def wanted(self) -> int:
+        """With all that may come to it."""
+        return ceil((self.needed + self.copies) * (1 + RESERVE))
 
     @property
     def missing(self) -> int:
         """Bytes; nothing if it fits."""
-        return max(0, self.needed - self.usable)
+        return max(0, self.wanted - self.usable)
 
     @property
     def fits(self) -> bool:
-        return not self.missing
+        return not self.missing and not self.refusals
 
     @property
     def tight(self) -> bool:
-        """Whether it fits only without the reserve for code and activations."""
-        return self.fits and self.needed * (1 + RESERVE) > self.usable
+        """Whether it would fit only without the reserve: the stand-in compiler may refuse it, a card may take it."""
+        return bool(self.missing) and not self.refusals and self.needed <= self.usable
 
 
 def estimate(model: ModelSize, workload: Workload, setup: Setup) -> Estimate:
     """What is needed and what to expect."""
-    step = _step_seconds(model, workload, setup)
+    step = step_seconds(model, workload, setup)
     return Estimate(
         setup.devices,
-        int(_weight_bytes(model.weights, setup.precision) / setup.devices),
-        int(_cache_bytes(model, workload, setup)),
-        _io_bytes(model, workload),
+        ceil(model.weights.size(setup.precision) / setup.devices),
+        ceil(cache_bytes(model, workload, setup)),
+        ceil(copied_bytes(model, workload, setup)),
+        ceil(io_bytes(model, workload, setup)),
         setup.card.usable,
-        _first_token_seconds(model, workload, setup),
+        first_token_seconds(model, workload, setup),
         step,
         workload.users / step,
+        tuple(refusals(model, workload, setup)),
         tuple(_assumptions(model, workload, setup)),
     )
 
 
 def smallest(model: ModelSize, workload: Workload, precision: Precision, card: Card) -> int | None:
-    """The fewest SoCs on which it fits with the reserve, without it if there are none; None if it never fits."""
+    """The fewest SoCs on which it fits, tightly if there are no others; None if it never does."""
     estimates = [estimate(model, workload, Setup(precision, devices, card)) for devices in CHOICES]
     fitting = [found.devices for found in estimates if found.fits]
-    comfortable = [found.devices for found in estimates if found.fits and not found.tight]
-    return next(iter(comfortable or fitting), None)
+    return next(iter([*fitting, *(found.devices for found in estimates if found.tight)]), None)
 
 
 def remedies(model: ModelSize, workload: Workload, setup: Setup) -> list[str]:
@@ -248,8 +127,8 @@ def remedies(model: ModelSize, workload: Workload, setup: Setup) -> list[str]:
 
     found = [
         f"{flag} makes it fit"
-        for flag, better in _better(setup.precision).items()
-        if better != setup.precision and fits(workload, replace(setup, precision=better))
+        for flag, other in _other_precisions(setup.precision).items()
+        if fits(workload, replace(setup, precision=other))
     ]
     both = replace(setup, precision=Precision(True, True))
     if not found and not (setup.precision.mxfp6 or setup.precision.mxint8) and fits(workload, both):
@@ -258,14 +137,27 @@ def remedies(model: ModelSize, workload: Workload, setup: Setup) -> list[str]:
     found += [f"--num-devices {more[0]} makes it fit"] if more else []
     longest = _longest_context(model, workload, setup)
     found += [f"--ctx-len {longest} makes it fit"] if longest else []
-    fewest = None if found else smallest(model, workload, both.precision, setup.card)
-    if fewest:
-        found = [f"--mxfp6-matmul, --mxint8-kv-cache and --num-devices {fewest} make it fit"]
-    return found
+    chunks = [n for n in _shorter_chunks(workload) if fits(replace(workload, chunk=n), setup)]
+    found += [f"--prefill-seq-len {chunks[0]} makes it fit"] if chunks else []
+    return found or _all_together(model, workload, setup.card)
 
 
-def _better(precision: Precision) -> dict[str, Precision]:
-    return {"--mxfp6-matmul": replace(precision, mxfp6=True), "--mxint8-kv-cache": replace(precision, mxint8=True)}
+def _all_together(model: ModelSize, workload: Workload, card: Card) -> list[str]:
+    fewest = smallest(model, workload, Precision(True, True), card)
+    if not fewest or not estimate(model, workload, Setup(Precision(True, True), fewest, card)).fits:
+        return []
+    return [f"--mxfp6-matmul, --mxint8-kv-cache and --num-devices {fewest} make it fit"]
+
+
+def _other_precisions(precision: Precision) -> dict[str, Precision]:
+    matrices = {} if precision.mxfp6 else {"--mxfp6-matmul": replace(precision, mxfp6=True)}
+    flag = "leaving --mxint8-kv-cache out" if precision.mxint8 else "--mxint8-kv-cache"
+    return {**matrices, flag: replace(precision, mxint8=not precision.mxint8)}
+
+
+def _shorter_chunks(workload: Workload) -> Iterable[int]:
+    """Powers of two, the largest first."""
+    return (2**power for power in reversed(range(workload.chunk.bit_length())) if 2**power < workload.chunk)
 
 
 def _longest_context(model: ModelSize, workload: Workload, setup: Setup) -> int:
@@ -279,61 +171,38 @@ def _longest_context(model: ModelSize, workload: Workload, setup: Setup) -> int:
     return low * workload.chunk if low >= lowest else 0
 
 
-def _weight_bytes(weights: Weights, precision: Precision) -> float:
-    return (weights.dense + weights.head + weights.experts) * precision.weight + weights.other * FP16
-
-
-def _cache_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
-    """Of all users, on one SoC."""
-    whole = workload.users * model.state.size(workload.ctx_len, setup.precision)
-    return whole / min(setup.devices, model.state.heads)
-
-
-def _io_bytes(model: ModelSize, workload: Workload) -> int:
-    """Logits in float32, token ids and positions, for prompts and for decoding."""
-    rows = workload.users + workload.prompts
-    return rows * model.vocab_size * 4 + (workload.prompts * workload.chunk + workload.users) * 16
-
-
-def _read_seconds(model: ModelSize, workload: Workload, setup: Setup, tokens: int) -> float:
-    """For reading all weights that one call needs, with the layers' collectives."""
-    weights = model.weights
-    numbers = weights.dense + weights.head + weights.experts * model.experts_read(tokens)
-    collectives = 2 * model.layers * COLLECTIVE if setup.devices > 1 else 0.0
-    return numbers * setup.precision.weight / setup.devices / STREAMING + collectives
-
-
-def _step_seconds(model: ModelSize, workload: Workload, setup: Setup) -> float:
-    read = _read_seconds(model, workload, setup, workload.users)
-    return read + _cache_bytes(model, workload, setup) / STREAMING
-
-
-def _first_token_seconds(model: ModelSize, workload: Workload, setup: Setup) -> float:
-    """Chunks run one after another; each takes as long as its arithmetic or as reading the weights."""
-    tokens = workload.prompts * workload.chunk
-    per_token = 2 * (model.weights.dense + model.weights.experts * model.experts_read(1))
-    attention = 4 * workload.ctx_len * model.attention_width * model.layers
-    share = PEAK_SHARE_ALONE if setup.devices == 1 else PEAK_SHARE_TOGETHER
-    arithmetic = tokens * (per_token + attention) / (share * setup.card.peak * setup.devices)
-    return HOST + workload.chunks * max(arithmetic, _read_seconds(model, workload, setup, tokens))
-
-
 def _assumptions(model: ModelSize, workload: Workload, setup: Setup) -> Iterable[str]:
-    share = PEAK_SHARE_ALONE if setup.devices == 1 else PEAK_SHARE_TOGETHER
     yield setup.precision.described
     yield f"a SoC reads {STREAMING / 1e9:.0f} GB/s, and all weights of matrices once per step"
     yield f"each step reads the whole compiled context of {workload.ctx_len:,} tokens of every user"
-    if model.weights.experts:
-        yield f"a step reads {model.experts_read(workload.users):.0%} of the experts: no two tokens choose the same one"
-        yield "of mixtures of experts only figures two to three times slower than such arithmetic were published"
-    yield f"prompts reach {share:.0%} of the data sheet's peak, {workload.chunk:,} tokens at a time"
+    yield from _experts(model, workload, setup)
+    yield from _layers(model)
+    yield f"prompts reach {peak_share(setup):.0%} of the data sheet's peak, {workload.chunk:,} tokens at a time"
     yield f"the host takes {HOST * 1000:.0f} ms before the first token, and no time after it"
-    yield f"{SYSTEM // GIB} GiB of each SoC are not for programs; less than {RESERVE:.0%} to spare counts as tight"
+    yield f"{SYSTEM // GIB} GiB of each SoC are not for programs, and {RESERVE:.0%} of what is needed come to it"
     yield from _together(model, setup)
-    if _step_seconds(model, workload, setup) < FASTEST:
+    if setup.card.cores < CORES:
+        yield f"its SoCs have {setup.card.cores} cores: compile with num_cores {setup.card.cores}"
+    if step_seconds(model, workload, setup) < FASTEST:
         yield f"no step under {FASTEST * 1000:.0f} ms was ever published: such speeds are beyond what is known"
     if setup.devices > 1 and workload.users > 1:
         yield "the card's power limit is not counted: it can slow batches down (published: by a third, once)"
+
+
+def _experts(model: ModelSize, workload: Workload, setup: Setup) -> Iterable[str]:
+    if not model.weights.experts:
+        return
+    yield f"a step reads {model.experts_read(workload.users):.0%} of the experts: no two tokens choose the same one"
+    yield "experts are gathered, and so in float16 always; every one runs on all of a prompt, as published"
+    seconds = gathering_seconds(model, workload, setup)
+    yield f"gathering them for each token of a prompt instead would read for {seconds:.2f} s per chunk"
+
+
+def _layers(model: ModelSize) -> Iterable[str]:
+    if model.weights.scanned:
+        yield "recurrent layers run token by token, and read their weights for each, in float16"
+    if model.state.replays:
+        yield "it keeps nothing but its tokens: each step computes the whole context again"
 
 
 def _together(model: ModelSize, setup: Setup) -> Iterable[str]:
@@ -342,7 +211,8 @@ def _together(model: ModelSize, setup: Setup) -> Iterable[str]:
         return
     each = f"{COLLECTIVE * 1e6:.0f} µs"
     yield f"{setup.devices} SoCs share every layer; adding up their parts takes {each}, twice per layer"
-    if setup.devices > model.state.heads:
-        yield f"{model.state.heads} heads of keys and values cannot be cut into {setup.devices}: SoCs keep copies"
+    heads = min((buffers.heads for buffers in model.state.buffers), default=setup.devices)
+    if setup.devices > heads:
+        yield f"{heads} heads of a state cannot be cut into {setup.devices}: room is left for a copy on each SoC"
     if setup.devices > setup.card.socs:
         yield "nothing is published of SoCs on several cards: they are taken to be as near as on one card"

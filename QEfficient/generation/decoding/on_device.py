@@ -71,7 +71,8 @@ class OnDevice:
                 "the program chooses tokens itself and cannot be told which may be said: load the model with"
                 " qaic_config={'include_sampler': True, 'include_guided_decoding': True}."
             )
-        return unpacked([request.mask.mask(request.generated)], self._limits.vocabulary)[0]
+        allowed: np.ndarray = unpacked([request.mask.mask(request.generated)], self._limits.vocabulary)[0]
+        return allowed
 
     def _check(self, params: SamplingParams) -> None:
         plain = SamplingParams()

@@ -29,12 +29,12 @@ def automatic_lists(ctx_len: int, prefill_seq_len: int) -> tuple[tuple[int, ...]
 
 def apart(prefill: Sequence[int], decode: Sequence[int]) -> tuple[int, ...]:
     """Prefill's numbers, those lowered that decoding has too."""
-    taken, result = set(decode), set[int]()
+    taken = set(decode)
+    result: set[int] = set()
     for length in sorted(set(prefill)):
-        while length in taken | result and length > STEP:
-            length = (length - 1) // STEP * STEP
-        if length not in taken:
-            result.add(length)
+        lower = (*range((length - 1) // STEP * STEP, 0, -STEP), *range(length - 1, 0, -1))
+        free = (number for number in (length, *lower) if number not in taken | result)
+        result |= {next(free, length)} - taken
     return tuple(sorted(result))
 
 

@@ -13,6 +13,9 @@ from QEfficient.devices.cloud_ai_100.planning import (
     CARDS,
     CHOICES,
     GIB,
+    RESERVE,
+    Buffers,
+    Card,
     ModelSize,
     Precision,
     Setup,
@@ -48,8 +51,10 @@ class Shape:
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_width
         dense = self.dense or self.layers * (attention + self.matrices * self.hidden * self.inner)
         table = self.vocab * self.hidden
-        state = State(2 * self.layers * self.kv_width, heads=max(1, self.kv_width * self.heads // self.hidden))
-        return ModelSize(Weights(dense, table, table), state, self.layers, self.hidden, self.vocab)
+        shared = max(1, self.kv_width * self.heads // self.hidden)
+        state = State((Buffers(2 * self.layers, shared, self.kv_width // shared),))
+        weights = Weights(dense, table, table, largest_matrix=table, largest_other=table)
+        return ModelSize(weights, state, self.layers, self.hidden, self.vocab, attention_heads=self.heads)
 
 
 SHAPES = {
@@ -147,40 +152,66 @@ def test_published_times_to_the_first_token(row: Published) -> None:
 
 def experts_30b() -> ModelSize:
     """30e9 parameters in 128 experts, of which a token is sent to 8 (Qwen3-30B-A3B)."""
-    layers, hidden, queries, keys, vocab = 48, 2048, 4096, 512, 151_936
+    layers, hidden, queries, keys, vocab, width = 48, 2048, 4096, 512, 151_936, 768
     dense = layers * (2 * hidden * queries + 2 * hidden * keys + hidden * 128)
-    weights = Weights(dense, vocab * hidden, vocab * hidden, layers * 128 * 3 * 768 * hidden)
-    return ModelSize(weights, State(2 * layers * keys, heads=4), layers, queries, vocab, 128, 8)
+    weights = Weights(dense, vocab * hidden, vocab * hidden, layers * 128 * 3 * width * hidden)
+    return ModelSize(weights, State((Buffers(2 * layers, 4, 128),)), layers, queries, vocab, 128, 8, width, 32)
 
 
-def test_mixtures_of_experts_are_promised_too_much() -> None:
-    """Published for prompts of 128 tokens on 4 SoCs: 572 ms in float16, 525 in MXFP6, 122 to 129 tiled by hand; and 118
-    ms for a step of 8 users. The compiler's own tiling costs a factor of four that the arithmetic does not know."""
+@pytest.mark.parametrize("precision", [FP16, MX], ids=["fp16", "mxfp6"])
+def test_published_times_of_a_mixture_of_experts(precision: Precision) -> None:
+    """Prompts of 128 tokens on 4 SoCs, and a step of 8 users whose precision is not published. (With tiling that the
+    compiler does not do by itself, prompts took 352 and 122 to 129 ms.)"""
+    found = estimate(experts_30b(), users(8), Setup(precision, 4))
+    prompt = 0.525 if precision.mxfp6 else 0.572
+    assert abs(found.seconds_to_first_token / prompt - 1) < 0.1, f"{found.seconds_to_first_token:.3f}"
+    assert abs(found.step_seconds / 0.118 - 1) < 0.25, f"{found.step_seconds:.3f}"
+
+
+def test_narrow_experts_fill_tiles_that_are_wider() -> None:
+    """A core's slice of 12 takes as long as one of 32; on one SoC, 48 as long as 64."""
     model = experts_30b()
-    whole, packed = (estimate(model, users(8), Setup(precision, 4)) for precision in (FP16, MX))
-    assert 0.5 < packed.seconds_to_first_token / 0.125 < 2
-    assert whole.seconds_to_first_token < 0.572 / 2 and packed.seconds_to_first_token < 0.525 / 2
-    assert packed.step_seconds < 0.118 / 2
+    only = replace(model, weights=replace(model.weights, dense=0), attention_width=0)
+    times = [estimate(only, Workload(4096), Setup(MX, devices)).seconds_to_first_token - 0.010 for devices in (1, 4)]
+    shares = (0.20 * 72.5e12, 0.13 * 4 * 72.5e12)
+    work = 2 * 128 * model.weights.experts
+    assert times == pytest.approx([work * 64 / 48 / shares[0], work * 32 / 12 / shares[1]])
 
 
 STANDARD = CARDS["standard"]
 
 
-def on_standard(model: str, precision: Precision, batch_size: int = 1) -> bool:
+def on_standard(model: str, precision: Precision, batch_size: int = 1) -> str:
     workload = Workload(2048, batch_size=batch_size)
-    return estimate(SHAPES[model].size, workload, Setup(precision, 1, STANDARD)).fits
+    found = estimate(SHAPES[model].size, workload, Setup(precision, 1, STANDARD))
+    return "fits" if found.fits else "tight" if found.tight else "no"
 
 
 def test_what_is_known_to_fit_on_a_standard_card() -> None:
-    """The SDK's table: 7B in float16 with one user, with MXFP6 eight of them; 13B with MXFP6 only."""
-    assert on_standard("llama-2-7b", FP16) and not on_standard("llama-2-7b", FP16, batch_size=8)
-    assert on_standard("llama-2-7b", MXFP6, batch_size=8)
-    assert on_standard("llama-2-13b", MXFP6) and not on_standard("llama-2-13b", FP16)
+    """The SDK's table: 7B in float16 with one user, with MXFP6 eight of them; 13B with MXFP6 only.
+
+    The first two have less than 10 % to spare, and the stand-in compiler refuses them: they are tight.
+    """
+    assert on_standard("llama-2-7b", FP16) == "tight" and on_standard("llama-2-7b", FP16, batch_size=8) == "no"
+    assert on_standard("llama-2-7b", MXFP6, batch_size=8) == "tight"
+    assert on_standard("llama-2-7b", MXFP6, batch_size=4) == "fits"
+    assert on_standard("llama-2-13b", MXFP6) == "fits" and on_standard("llama-2-13b", FP16) == "no"
 
 
-def test_what_fits_without_the_reserve_is_tight() -> None:
+def test_what_leaves_no_reserve_is_tight() -> None:
     found = estimate(SHAPES["llama-2-7b"].size, Workload(2048), Setup(FP16, 1, STANDARD))
-    assert found.fits and found.tight and found.missing == 0
+    assert not found.fits and found.tight and found.missing == -(-found.needed * 112 // 100) - found.usable
+
+
+def test_the_limits_of_a_card_to_the_byte() -> None:
+    """A card that has what is wanted, one byte less, what is needed, and one byte less than that."""
+    model, workload = SHAPES["llama-3.1-8b"].size, Workload(4096)
+    found = estimate(model, workload, Setup(MX, 2))
+    ends = (found.wanted, found.wanted - 1, found.needed, found.needed - 1)
+    cards = [Card(1, 16, size + 2 * GIB, 1e12) for size in ends]
+    estimates = [estimate(model, workload, Setup(MX, 2, card)) for card in cards]
+    assert [(e.fits, e.tight) for e in estimates] == [(True, False), (False, True), (False, True), (False, False)]
+    assert found.wanted == pytest.approx(found.needed * (1 + RESERVE), abs=1)
 
 
 def test_the_fewest_socs() -> None:
@@ -194,7 +225,7 @@ def test_the_fewest_socs() -> None:
 def test_what_helps_is_said_only_if_it_does() -> None:
     thirteen, setup = SHAPES["llama-2-13b"].size, Setup(FP16, 1, STANDARD)
     found = remedies(thirteen, Workload(2048), setup)
-    assert "--mxfp6-matmul makes it fit" in found and "--num-devices 2 makes it fit" in found
+    assert "--mxfp6-matmul makes it fit" in found and "--num-devices 4 makes it fit" in found  # two are tight
     assert not [line for line in found if "ctx-len" in line or line.startswith("--mxint8")]
 
 
@@ -215,24 +246,60 @@ def test_a_shorter_context_that_helps_fits_and_a_longer_one_does_not() -> None:
     assert not estimate(seven, Workload(longest + 128), setup).fits
 
 
-def test_more_socs_than_heads_keep_copies() -> None:
+def test_room_is_left_for_copies_where_socs_outnumber_heads() -> None:
     model = SHAPES["llama-3.1-8b"].size
-    few = replace(model, state=replace(model.state, heads=2))
-    sixteen = Setup(MX, 16)
-    assert estimate(few, K2, sixteen).cache == 4 * estimate(model, K2, sixteen).cache
-    assert any("keep copies" in line for line in estimate(few, K2, sixteen).assumptions)
+    few = replace(model, state=State((Buffers(64, 2, 512),)))
+    copied, shared = (estimate(which, K2, Setup(MX, 8)) for which in (few, model))
+    assert (copied.cache, shared.copies) == (shared.cache, 0) and copied.copies == 3 * copied.cache
+    assert copied.wanted == pytest.approx((copied.needed + copied.copies) * (1 + RESERVE), abs=1)
+    assert copied.step_seconds > shared.step_seconds
+    assert any("room is left for a copy" in line for line in copied.assumptions)
 
 
 def test_windows_end_the_growth_of_the_cache() -> None:
-    state = State(10, windows=((6, 100),), fixed=7)
+    state = State((Buffers(1, 2, 5), Buffers(3, 1, 2, slots=100), Buffers(1, 1, 7, slots=1, packs=False)))
     assert state.size(50, FP16) == 2 * (10 * 50 + 6 * 50 + 7)
     assert state.size(400, MXINT8) == (10 * 400 + 6 * 100) * 33 / 32 + 2 * 7
+
+
+def test_mxint8_wants_whole_blocks() -> None:
+    model = replace(SHAPES["llama-3.1-8b"].size, state=State((Buffers(64, 8, 80), Buffers(1, 4, 8, 1, packs=False))))
+    found = estimate(model, K2, Setup(MXINT8, 4))
+    assert not found.fits and not found.tight and "a head of the keys or values has 80" in found.refusals[0]
+    assert "leaving --mxint8-kv-cache out makes it fit" in remedies(model, K2, Setup(MXINT8, 4))
+    assert estimate(model, K2, Setup(FP16, 4)).fits
+
+
+def test_one_operator_may_be_too_large_for_a_core() -> None:
+    """Scores of a long prompt: a shorter part of it at once helps, and so do more SoCs."""
+    model, long = SHAPES["llama-3.1-8b"].size, Workload(131_072, 4096, chunk=4096)
+    found = estimate(model, long, Setup(MX, 4))
+    assert not found.fits and not found.missing and "a core maps 3.9 GiB" in found.refusals[0]
+    helps = remedies(model, long, Setup(MX, 4))
+    (line,) = [line for line in helps if line.startswith("--prefill-seq-len")]
+    chunk = int(line.split()[1])
+    assert estimate(model, replace(long, chunk=chunk), Setup(MX, 4)).fits
+    assert not estimate(model, replace(long, chunk=2 * chunk), Setup(MX, 4)).fits
+
+
+def test_a_model_that_replays_computes_its_context_for_each_token() -> None:
+    model = SHAPES["opt-2.7b"].size
+    kept, again = (estimate(replace(model, state=s), Workload(2048), Setup()) for s in (model.state, State((), True)))
+    assert again.cache == 0 and again.io == kept.io + 2048 * 8
+    assert again.step_seconds > 10 * kept.step_seconds
+    assert any("the whole context again" in line for line in again.assumptions)
+
+
+def test_recurrent_layers_read_their_weights_for_each_token_of_a_prompt() -> None:
+    weights = Weights(dense=0, head=0, other=0, scanned=10**9)
+    found = estimate(ModelSize(weights, State(), 1, 1, 1), Workload(128), Setup(MXFP6))
+    assert found.weights == 2 * 10**9 and found.seconds_to_first_token > 127 * 2e9 / 90e9
 
 
 def test_a_step_reads_the_chosen_experts_only() -> None:
     """Eight of 128 experts for one token; all of them as soon as sixteen tokens may choose sixteen times as many."""
     weights = Weights(dense=10**9, head=0, other=0, experts=16 * 10**9)
-    model = ModelSize(weights, State(0), 1, 1, 1, expert_count=128, experts_per_token=8)
+    model = ModelSize(weights, State(), 1, 1, 1, expert_count=128, experts_per_token=8)
     one, all_of_them = (estimate(model, Workload(128, batch_size=n), Setup()).step_seconds for n in (1, 16))
     assert one == pytest.approx(2 * 2e9 / 90e9) and all_of_them == pytest.approx(2 * 17e9 / 90e9)
     assert estimate(model, Workload(128), Setup()).weights == 34 * 10**9

@@ -1,0 +1,93 @@
+"""What a model takes of a SoC's memory, by the same arithmetic that decides whether the stand-in compiler refuses it.
+
+Tensors are cut into equal slices. Where the compiler's own way is not known, the larger figure is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from QEfficient.devices.cloud_ai_100.plan_records import (
+    BLOCK,
+    FP16,
+    GIB,
+    Buffers,
+    ModelSize,
+    Setup,
+    Workload,
+)
+
+WINDOW = int(3.9 * GIB)
+"""Bytes that a core can map for one operator."""
+INDEX = 3 * 8
+"""Bytes of one index into a buffer."""
+SMALLER = 1.05
+"""What an operator reads beside its large operands."""
+
+
+def cache_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
+    """Of all users, on one SoC."""
+    return workload.users * model.state.size(workload.ctx_len, setup.precision) / setup.devices
+
+
+def copied_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
+    """More of it, if SoCs keep copies of what has fewer heads than there are SoCs."""
+    return sum(
+        workload.users * buffers.size(workload.ctx_len, setup.precision) * (1 / shares - 1 / setup.devices)
+        for buffers in model.state.buffers
+        if (shares := min(setup.devices, buffers.heads)) < setup.devices
+    )
+
+
+def io_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
+    """Logits in float32; token ids, positions and places in the cache. Prompts and decoding use the same memory."""
+    calls = ((workload.prompts, workload.chunk), (workload.users, 1))
+    largest = max(rows * (model.vocab_size * 4 + tokens * 16 + 8) for rows, tokens in calls)
+    tokens = workload.users * workload.ctx_len * 8 if model.state.replays else 0
+    return (largest + tokens) / setup.devices
+
+
+def operand_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
+    """What the largest operator reads, on one SoC."""
+    weights = model.weights
+    largest = [weights.largest_matrix * setup.precision.weight, weights.largest_other * FP16]
+    for rows, tokens in ((workload.prompts, workload.chunk), (workload.users, 1)):
+        run = rows * (workload.ctx_len if model.state.replays else tokens)
+        largest.append(run * model.experts_per_token * weights.expert_matrix * FP16)
+        largest += _attention(model, workload, rows, tokens)
+    return SMALLER * max(largest) / setup.devices
+
+
+def _attention(model: ModelSize, workload: Workload, rows: int, tokens: int) -> Iterator[float]:
+    """Writing into a buffer and reading all of it; then its product with the scores, its heads repeated."""
+    context, heads = workload.ctx_len, model.attention_heads
+    if model.state.replays:
+        yield 2 * rows * heads * context * context * FP16
+    for buffers in model.state.buffers:
+        kept = buffers.kept(context)
+        places = buffers.heads * kept
+        yield places * (workload.users * buffers.width * FP16 + rows * INDEX)
+        if buffers.packs:
+            seen = kept if buffers.slots is None else kept + tokens
+            scores = rows * heads * tokens * seen
+            yield rows * heads * seen * buffers.width * FP16 + scores * FP16
+            if buffers.heads == 1:  # keys of each head are put together from what all heads share
+                yield 2 * rows * model.attention_width * seen * FP16
+            yield 2 * scores * FP16
+
+
+def refusals(model: ModelSize, workload: Workload, setup: Setup) -> Iterator[str]:
+    """Why a model cannot be compiled so, however much memory there is."""
+    read = operand_bytes(model, workload, setup)
+    if read > WINDOW:
+        yield f"one operator would read {read / GIB:.1f} GiB of a SoC, and a core maps {WINDOW / GIB:.1f} GiB"
+    if setup.precision.mxint8:
+        yield from (_uneven(width) for width in _uneven_widths(model.state.buffers))
+
+
+def _uneven_widths(buffers: tuple[Buffers, ...]) -> list[int]:
+    return sorted({each.width for each in buffers if each.packs and each.width % BLOCK})
+
+
+def _uneven(width: int) -> str:
+    return f"MXINT8 keeps whole blocks of {BLOCK} numbers, and a head of the keys or values has {width}"

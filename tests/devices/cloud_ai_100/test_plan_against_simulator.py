@@ -1,0 +1,313 @@
+"""What a plan says before anything is made, against what the stand-ins of compiler and card say of what was made.
+
+Models differ in kind, not in size: the vocabulary is widened so that weights outweigh the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import transformers
+
+from qaic_simulator.command_line.arguments import Arguments
+from qaic_simulator.container import read_container
+from qaic_simulator.graph import memory
+from qaic_simulator.graph.binding import Program, bind_program
+from qaic_simulator.graph.file import with_small_data
+from qaic_simulator.profiles import profile_of
+from qaic_simulator.rules import Refusal
+from qaic_simulator.runtime import cards
+from QEfficient import QEFFAutoModelForCausalLM
+from QEfficient.cloud.plan import planned_size
+from QEfficient.devices.cloud_ai_100 import plan_memory
+from QEfficient.devices.cloud_ai_100.planning import (
+    GIB,
+    Card,
+    Estimate,
+    ModelSize,
+    Precision,
+    Setup,
+    Workload,
+    estimate,
+)
+from QEfficient.errors import DeviceError
+from QEfficient.generation.cloud_infer import QAICInferenceSession
+from QEfficient.program import ExportedProgram, load_exported
+from QEfficient.specs import CompileSpec
+from QEfficient.transformers.sizes import read_model
+from QEfficient.verification.tiny_models import tiny_config
+
+VOCABULARY = 16_384
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One way to compile a model."""
+
+    ctx_len: int
+    chunk: int
+    batch_size: int = 1
+    full_batch_size: int | None = None
+    mxfp6: bool = False
+    mxint8: bool = False
+    devices: int = 1
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.ctx_len, self.chunk, self.batch_size, self.full_batch_size, self.chunk)
+
+    @property
+    def spec(self) -> CompileSpec:
+        return CompileSpec(self.batch_size, self.chunk, self.ctx_len, self.full_batch_size)
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(Precision(self.mxfp6, self.mxint8), self.devices)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of `compile`."""
+        sizes = {"ctx_len": self.ctx_len, "prefill_seq_len": self.chunk, "batch_size": self.batch_size}
+        device = {"num_devices": self.devices, "mxfp6_matmul": self.mxfp6, "mxint8_kv_cache": self.mxint8}
+        return {**sizes, "full_batch_size": self.full_batch_size, **device}
+
+
+ALONE, ROWS = Geometry(2048, 32), Geometry(1024, 16, 3, mxfp6=True, devices=2)
+SLOTS = Geometry(4096, 32, full_batch_size=4, mxfp6=True)
+PACKED = Geometry(4096, 32, full_batch_size=4, mxfp6=True, mxint8=True, devices=4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of model, and how it is compiled."""
+
+    model_type: str
+    geometry: Geometry
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.model_type, *(name for name, _ in self.changes)])
+
+    def config(self) -> Any:
+        config = tiny_config(self.model_type)
+        for name, value in {"vocab_size": VOCABULARY, **dict(self.changes)}.items():
+            setattr(config, name, value)
+        return config
+
+
+WIDE_HEADS = (("head_dim", 32),)
+CASES = [
+    Case("llama", PACKED, WIDE_HEADS),
+    Case("llama", ALONE, (("tie_word_embeddings", True),)),
+    Case("gpt2", SLOTS),
+    Case("mixtral", SLOTS),
+    Case("qwen3_moe", PACKED, WIDE_HEADS),
+    Case("deepseek_v3", ROWS),
+    Case("gemma2", SLOTS),
+    Case("gpt_oss", ALONE),
+    Case("qwen3_next", SLOTS),
+    Case("falcon", ROWS),
+    Case("mpt", ALONE),
+    Case("mamba", ROWS),
+    Case("phi3", ROWS),
+    Case("olmo2", SLOTS),
+    Case("bamba", ALONE),
+    Case("gemma4_text", SLOTS),
+    Case("mimo_v2_flash", ROWS),
+    Case("openai-gpt", ALONE),
+]
+QUICK = ("llama-head_dim", "mixtral")
+
+
+@dataclass
+class World:
+    """A model, what a plan knows of it, and its exports."""
+
+    model: Any
+    size: ModelSize
+    folder: Path
+
+    def wrapped(self, geometry: Geometry) -> QEFFAutoModelForCausalLM:
+        return QEFFAutoModelForCausalLM(self.model, continuous_batching=geometry.full_batch_size is not None)
+
+    def program(self, geometry: Geometry) -> ExportedProgram:
+        name = "slots" if geometry.full_batch_size else "rows"
+        return load_exported(Path(self.wrapped(geometry).export(self.folder / name)).parent)
+
+    def estimate(self, geometry: Geometry) -> Estimate:
+        return estimate(self.size, geometry.workload, geometry.setup)
+
+
+def world_of(case: Case, folder: Path) -> World:
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(case.config()).eval()
+    model.save_pretrained(folder / "model")
+    return World(model, planned_size(read_model(str(folder / "model"), {})), folder)
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, tmp_path: Path, new_sdk: str) -> World:
+    return world_of(request.param, tmp_path)
+
+
+def marked(case: Case) -> Any:
+    return pytest.param(case, case, id=case.name, marks=[] if case.name in QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("world", "case"), map(marked, CASES), indirect=["world"])
+def test_a_plan_is_within_ten_percent_of_what_is_made(world: World, case: Case, tmp_path: Path) -> None:
+    """Weights, cache and all of it as the compiler counts them; the DRAM that the card gives; the size of the file."""
+    geometry = case.geometry
+    found = world.estimate(geometry)
+    wrapped = world.wrapped(geometry)
+    path = Path(wrapped.export(tmp_path / "exported"))
+    program = Path(wrapped.compile(device="cloud_ai_100", compile_dir=tmp_path / "made", **geometry.options))
+    images = read_container((program / "programqpc.bin").read_bytes())
+    settings = json.loads(images["sim.json"])
+    graph = Counted.of(world, geometry)
+    assert found.weights == pytest.approx(graph.weights / geometry.devices, rel=0.1)
+    assert found.cache == pytest.approx(graph.states / geometry.devices, rel=0.1, abs=world.size.state.replays * 1e6)
+    assert found.needed == pytest.approx(settings["bytes_per_device"], rel=0.1)
+    assert taken_by(program, geometry.devices) == pytest.approx(found.needed / MEGABYTE, rel=0.1, abs=1)
+    exported = 4 * sum(parameter.numel() for parameter in world.model.parameters())
+    assert path.with_suffix(".onnx.data").stat().st_size == pytest.approx(exported, rel=0.1)
+    # The device works rotary angles out for the whole context: tables of sines and cosines that no export has
+    tables = 2 * geometry.ctx_len * max((buffers.width for buffers in world.size.state.buffers), default=0) * 4
+    assert len(images["constants.bin"]) == pytest.approx(exported, rel=0.1, abs=0.1 * exported + tables)
+
+
+def taken_by(program: Path, devices: int) -> int:
+    """MB of each device that a loaded program holds, as `qaic-util` has them."""
+    before = [use.free_dram_mb for use in cards.look()]
+    session = QAICInferenceSession(program, list(range(devices)), activate=False)
+    taken = [had - use.free_dram_mb for had, use in zip(before, cards.look(), strict=True)]
+    del session
+    assert len(set(taken[:devices])) == 1 and not any(taken[devices:])
+    return taken[0]
+
+
+@dataclass
+class Counted:
+    """A graph as the stand-in compiler sees it."""
+
+    programs: list[Program]
+    precisions: dict[str, str]
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, world: World, geometry: Geometry) -> Counted:
+        exported = world.program(geometry)
+        graph, path = exported.graphs["lm"].spec, exported.onnx_path()
+        model = with_small_data(onnx.load(path, load_external_data=False), path.parent)
+        entries = geometry.spec.specializations(graph.windows)
+        kept = [state for state in graph.states if not state.tensor.dtype.startswith("int")]
+        precisions = {}
+        for state in kept:
+            packs = geometry.mxint8 and state.kind in ("key", "value")
+            precisions.update(dict.fromkeys((state.input.name, state.output.name), "mxint8" if packs else "float16"))
+        return cls([bind_program(model, e.symbols, profile_of("1.22")) for e in entries], precisions, geometry)
+
+    @property
+    def weights(self) -> float:
+        return memory.weight_bytes(self.programs[0], self.geometry.mxfp6)
+
+    @property
+    def states(self) -> float:
+        program = self.programs[0]
+        names = [name for name in self.precisions if name.endswith("_RetainedState")]
+        return sum(
+            prod(program.shape(name)) * memory.STATE_BYTES.get(self.precisions[name], memory.HALF_BYTES)
+            for name in names
+        )
+
+    def is_refused(self) -> bool:
+        """By the checks of memory alone."""
+        flags = {"mxfp6-matmul": ("1",)} if self.geometry.mxfp6 else {}
+        try:
+            memory.check_memory(self.programs, Arguments("", flags), self.precisions, self.geometry.devices)
+            for program in self.programs:
+                memory.check_operators(program, self.geometry.mxfp6, self.geometry.devices)
+        except Refusal:
+            return True
+        return False
+
+
+LIMITS = [
+    Case("llama", ALONE, WIDE_HEADS),
+    Case("mixtral", ALONE),
+    Case("deepseek_v3", ALONE),
+    Case("gemma2", ALONE),
+    Case("falcon", ALONE),
+    Case("qwen3_next", ALONE),
+    Case("mpt", ALONE),
+]
+SHAPES = [
+    Geometry(512, 128, full_batch_size=2, devices=2),
+    Geometry(262_144, 1024, mxfp6=True),
+    Geometry(65_536, 32, full_batch_size=16, mxfp6=True, devices=4),
+    Geometry(16_384, 512, 8, devices=8),
+    Geometry(1_048_576, 4, full_batch_size=64, devices=16),
+]
+
+
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [pytest.param(c, c, id=c.name, marks=[pytest.mark.slow] if c.name not in QUICK else []) for c in LIMITS],
+    indirect=["world"],
+)
+def test_what_a_plan_says_fits_is_not_refused(world: World, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the smallest card and with the smallest window of a core with which the plan says that it fits."""
+    for geometry in SHAPES:
+        counted = Counted.of(world, geometry)
+        for limits in on_the_edge(world, geometry, monkeypatch):
+            assert limits.fits, geometry
+            assert not counted.is_refused(), f"{geometry}: {limits.needed:,} of {limits.usable:,}"
+
+
+def on_the_edge(world: World, geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estimate]:
+    """Estimates for cards that have exactly what the plan wants: of memory, and of addresses for one operator."""
+    window = ceil(plan_memory.operand_bytes(world.size, geometry.workload, geometry.setup))
+    wanted = world.estimate(geometry).wanted
+    for module in (plan_memory, memory):
+        monkeypatch.setattr(module, "WINDOW", window)
+    monkeypatch.setattr(memory, "CAPACITY", {"ultra": wanted / GIB})
+    card = Card(4, 16, wanted + 2 * GIB, 1e12)
+    yield estimate(world.size, geometry.workload, Setup(geometry.setup.precision, geometry.devices, card))
+
+
+def test_limits_that_the_plan_does_not_reach_are_refused(
+    tmp_path: Path, new_sdk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edges above are near the compiler's: it refuses with a fifth of memory less, and with a third of a window."""
+    world = world_of(Case("llama", ALONE), tmp_path)
+    geometry = SHAPES[1]
+    counted = Counted.of(world, geometry)
+    (edge,) = on_the_edge(world, geometry, monkeypatch)
+    for module, name, value in (
+        (memory, "CAPACITY", {"ultra": 0.8 * edge.wanted / GIB}),
+        (memory, "WINDOW", plan_memory.WINDOW // 3),
+    ):
+        assert not counted.is_refused()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            assert counted.is_refused()
+
+
+def test_mxint8_that_the_plan_refuses_is_refused(tmp_path: Path, new_sdk: str) -> None:
+    world = world_of(Case("phi3", ALONE), tmp_path)
+    geometry = Geometry(64, 8, mxint8=True)
+    assert world.estimate(geometry).refusals
+    wrapped = world.wrapped(geometry)
+    wrapped.export(tmp_path / "exported")
+    with pytest.raises(DeviceError, match="whole blocks of 32"):
+        wrapped.compile(device="cloud_ai_100", compile_dir=tmp_path / "made", **geometry.options)
