@@ -2,7 +2,8 @@
 
 Environment: `QAIC_SIM_SDK` and `QAIC_SIM_SKU` say what it stands for, `QAIC_SIM_LENIENT=1` leaves rules out that are
 ours or Glow's, `QAIC_SIM_COMPILER_FAULT` makes it fail (abort, exit255, full, slow:<seconds>), and
-`QAIC_SIM_LEAVE_PARTIAL=1` makes a failure leave a folder without a program.
+`QAIC_SIM_LEAVE_PARTIAL=1` makes a failure leave a folder without a program. `QAIC_SIM_SHUFFLE=1` makes the order of
+inputs and outputs another one than the graph's.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from qaic_simulator.program_file import PROGRAM, program_images, program_setting
 from qaic_simulator.rules import Refusal
 
 SIMULATOR_LINE = "qaic simulator: no Qualcomm compiler ran"
+FAULT_VARIABLE = "QAIC_SIM_COMPILER_FAULT"
 FAULTS = ("abort", "exit255", "full", "slow")
 PARTIAL = "partial"
 UNFINISHED = "qaic-simulator"
 OPERATORS_FILE = "OnnxSupportedOperators.txt"
 
 
-class _Breakdown(Exception):
+class Breakdown(Exception):
     """A failure that was asked for."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__(f"asked for by QAIC_SIM_COMPILER_FAULT, exit code {exit_code}")
+        super().__init__(f"asked for by the environment, exit code {exit_code}")
         self.exit_code = exit_code
 
 
@@ -45,8 +47,8 @@ def main(argv: Sequence[str] | None = None, tool: str = TOOLS[0]) -> int:
     """Run the tool with these arguments, without its own name, and return its exit code."""
     print(SIMULATOR_LINE, flush=True)
     try:
-        profile = _profile()
-        fault = _fault()
+        profile = environment_profile()
+        fault = environment_fault(FAULT_VARIABLE)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,17 +61,19 @@ def main(argv: Sequence[str] | None = None, tool: str = TOOLS[0]) -> int:
     return _compile(checked, checked.arguments, profile, fault)
 
 
-def _profile() -> Profile:
+def environment_profile() -> Profile:
+    """What is stood in for, as the environment says. Raises `ValueError` for what there is no profile of."""
     sdk = os.environ.get("QAIC_SIM_SDK", "1.22")
     is_strict = os.environ.get("QAIC_SIM_LENIENT") != "1"
     return profile_of(sdk, os.environ.get("QAIC_SIM_SKU", "ultra"), is_strict)
 
 
-def _fault() -> str:
-    fault = os.environ.get("QAIC_SIM_COMPILER_FAULT", "")
+def environment_fault(variable: str, known: Sequence[str] = FAULTS) -> str:
+    """The failure that the environment asks for. Raises `ValueError` for one that nobody knows."""
+    fault = os.environ.get(variable, "")
     kind, _, seconds = fault.partition(":")
-    if fault and (kind not in FAULTS or not seconds.replace(".", "", 1).isdecimal() and kind == "slow"):
-        raise ValueError(f"QAIC_SIM_COMPILER_FAULT '{fault}' is none of {', '.join(FAULTS)}:<seconds>.")
+    if fault and (kind not in known or not seconds.replace(".", "", 1).isdecimal() and kind == "slow"):
+        raise ValueError(f"{variable} '{fault}' is none of {', '.join(known)}:<seconds>.")
     return fault
 
 
@@ -104,20 +108,20 @@ def _compile(checked: Checked, arguments: Arguments, profile: Profile, fault: st
     if arguments.has("convert-to-fp16"):
         print("Compiling model with FP16 precision.", flush=True)
     try:
-        _break_down(fault)
-        _write(folder, checked, profile, fault)
+        break_down(fault)
+        write_binary(folder, checked, profile, fault)
     except Refusal as refusal:
         _leave_partial(folder)
         return _report(refusal, _importer_text(refusal.message))
-    except (OSError, _Breakdown) as error:
+    except (OSError, Breakdown) as error:
         _leave_partial(folder)
         print(f"QAIC_ERROR:\nError message:  {error}\nUnable to Compile", file=sys.stderr)
-        return error.exit_code if isinstance(error, _Breakdown) else 1
+        return error.exit_code if isinstance(error, Breakdown) else 1
     print(f"Generated binary is present at {folder}")
     return 0
 
 
-def _break_down(fault: str) -> None:
+def break_down(fault: str) -> None:
     """Fail, or take long, as the environment asks."""
     kind, _, seconds = fault.partition(":")
     if kind == "slow":
@@ -126,7 +130,7 @@ def _break_down(fault: str) -> None:
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGABRT)
     elif kind == "exit255":
-        raise _Breakdown(255)
+        raise Breakdown(255)
 
 
 def _leave_partial(folder: Path) -> None:
@@ -135,7 +139,7 @@ def _leave_partial(folder: Path) -> None:
         (folder / PARTIAL).write_text("The compiler failed.\n", encoding="utf-8")
 
 
-def _write(folder: Path, checked: Checked, profile: Profile, fault: str) -> None:
+def write_binary(folder: Path, checked: Checked, profile: Profile, fault: str) -> None:
     """Check the graph and write the program beside its folder, which gets its name when all is there."""
     path = Path((checked.arguments or Arguments("", {})).text("m"))
     model = read_model(path, profile)

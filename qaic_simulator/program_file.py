@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from qaic_simulator.profiles import Profile
 from qaic_simulator.side_files.custom_io import STATE_SUFFIXES, input_of_state
 
 PROGRAM = "programqpc.bin"
+SHUFFLE_VARIABLE = "QAIC_SIM_SHUFFLE"
+"""1: inputs, and outputs, are described in an order that is not the graph's."""
 SLICE = "QAicGraph_slice{number:02d}"
 MARK = b"qaic simulator: no device runs this"
 FLOAT16 = 1
@@ -36,7 +39,7 @@ PRECISION_NUMBERS = {"float": 0, "float16": FLOAT16, "bfloat16": 11, "int8": 8, 
 def program_images(model: onnx.ModelProto, path: Path, checked: Checked, imported: Imported) -> dict[str, Image]:
     """The segments of a program but for its settings, which tell of them."""
     arguments = checked.arguments or Arguments("", {})
-    files = _external_files(model, path.parent)
+    files = external_files(model, path.parent)
     descriptor = network_descriptor(model, checked, imported, arguments)
     size = image_size(files)
     count = sum(1 for tensor in tensors_of(model) if external_data_helper.uses_external_data(tensor))
@@ -75,6 +78,7 @@ def program_settings(checked: Checked, imported: Imported, profile: Profile) -> 
         "custom_io": dict(checked.custom_io),
         "node_precision": {"fp16": list(precision.fp16), "fp32": list(precision.fp32)} if precision else {},
         "live_inputs": list(imported.live_inputs),
+        "bytes_per_device": imported.bytes_per_device,
     }
 
 
@@ -93,7 +97,7 @@ def network_descriptor(
 ) -> NetworkDescriptor:
     """Inputs and outputs with the types and all the shapes that the device has for them."""
     half = arguments.has("convert-to-fp16")
-    inputs, outputs = own_inputs(model.graph), list(model.graph.output)
+    inputs, outputs = _in_binding_order(own_inputs(model.graph)), _in_binding_order(model.graph.output)
     states = {value.name for value in outputs if input_of_state(value.name)}
     states |= {input_of_state(name) for name in states}
     types = {v.name: _type_number(v, half and v.name in states, checked.custom_io) for v in (*inputs, *outputs)}
@@ -105,6 +109,12 @@ def network_descriptor(
         num_cores=_cores(checked, arguments),
         allowed_shapes=tuple(tuple(Shape(types[name], entry[name]) for name in types) for entry in shapes),
     )
+
+
+def _in_binding_order(values: Iterable[onnx.ValueInfoProto]) -> list[onnx.ValueInfoProto]:
+    """The order of the graph, or another one where that is asked for: hosts have to go by the descriptor."""
+    listed = list(values)
+    return listed[::-1] if os.environ.get(SHUFFLE_VARIABLE) == "1" else listed
 
 
 def _type_number(value: onnx.ValueInfoProto, is_halved: bool, precisions: Mapping[str, str]) -> int:
@@ -131,7 +141,7 @@ def _elements(shape: tuple[int, ...]) -> int:
     return elements
 
 
-def _external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
+def external_files(model: onnx.ModelProto, folder: Path) -> list[Path]:
     """The files of external data, in the order in which they are first named."""
     external = (tensor for tensor in tensors_of(model) if external_data_helper.uses_external_data(tensor))
     return list(dict.fromkeys(external_place(tensor, folder)[0] for tensor in external))

@@ -160,8 +160,10 @@ _GRAPH = (
     Rule("graph.operator", INHERITED, "GLOW", "Each operator is on the list of operators."),
     Rule("graph.malformed", DOCUMENTED, "ONNX", "A node has the operands and attributes that its opset says."),
     Rule("graph.order", INHERITED, "GLOW", "A node uses what an input, a constant or an earlier node is called."),
+    Rule("graph.twice", DOCUMENTED, "ONNX", "A name stands for one value."),
     Rule("graph.mismatch", KNOWN, "ET", "The shapes of operands fit one another."),
     Rule("graph.unbound", KNOWN, "SPEC", "Each specialization binds all symbols of the inputs."),
+    Rule("graph.unknown-symbol", POLICY, "ET", "A symbol is the graph's, or one that QEfficient always writes."),
     Rule("graph.dynamic", DOCUMENTED, "DOC", "No dimension is left open once symbols are numbers."),
     Rule("graph.zero-dimension", POLICY, "GLOW", "Nothing but a constant has a dimension of zero."),
     Rule("graph.sequence", KNOWN, "ET", "Every value is a tensor."),
@@ -170,6 +172,7 @@ _GRAPH = (
         "graph.io-type", POLICY, "ET", "Inputs and outputs are of types that a device has; float64 is not among them."
     ),
     Rule("graph.memory", POLICY, "SDK", "Weights, states, inputs and outputs fit into the device's memory."),
+    Rule("graph.operator-memory", DOCUMENTED, "VQ", "What one operator reads fits into the 3.9 GiB that a core maps."),
 )
 
 _NODES = (
@@ -179,6 +182,7 @@ _NODES = (
         "nodes.loop", INHERITED, "GLOW", "A Loop makes a constant number of rounds, at most 20, and collects nothing."
     ),
     Rule("nodes.scan", INHERITED, "GLOW", "A Scan goes over a known length of at most 4096."),
+    Rule("nodes.scatter-lengths", KNOWN, "ISS-2", "A ScatterND has an update for each of its indices."),
     Rule("nodes.data-dependent", DOCUMENTED, "DOC", "No shape depends on data."),
     Rule("nodes.einsum", POLICY, "DOC", "An Einsum is written as the operators that it consists of."),
     Rule("nodes.cast-uint8", KNOWN, "CH", "Nothing casts uint8, which is read as quantized."),
@@ -198,6 +202,7 @@ _CONSTANTS = (
     Rule("constants.half-range", DOCUMENTED, "DOC", "Constants that become fp16 lie within its range, or are -inf."),
     Rule("constants.not-a-number", POLICY, "DOC", "Constants that become fp16 are numbers."),
     Rule("constants.int64-range", POLICY, "ET", "INT64 constants that are no bounds of a Slice fit into 32 bits."),
+    Rule("constants.epsilon", POLICY, "DOC", "What keeps a denominator from zero is not zero in fp16."),
     Rule("constants.filled", KNOWN, "ET", "No ConstantOfShape is filled with INT32_MAX."),
 )
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import onnx
 
+from qaic_simulator.command_line.arguments import Arguments
 from qaic_simulator.command_line.checking import Checked
 from qaic_simulator.graph import interface as interface
 from qaic_simulator.graph.binding import Program, bind_program, check_fit
+from qaic_simulator.graph.denominators import check_denominators
 from qaic_simulator.graph.file import check_file, with_small_data
 from qaic_simulator.graph.functions import check_functions
-from qaic_simulator.graph.memory import check_memory
+from qaic_simulator.graph.memory import check_memory, check_operators
 from qaic_simulator.graph.nodes import check_nodes
 from qaic_simulator.graph.schemas import check_schemas
 from qaic_simulator.graph.values import check_constants, check_values
@@ -37,6 +39,8 @@ class Imported:
     specializations: tuple[StaticShapes, ...]
     live_inputs: tuple[str, ...]
     """Inputs that an output depends on; the compiler tells specializations apart by these alone."""
+    bytes_per_device: int
+    """Of constants, states, inputs and outputs."""
 
 
 def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, profile: Profile) -> Imported:
@@ -51,15 +55,25 @@ def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, prof
     interface.check_symbols(model.graph, entries, profile)
     filled = with_small_data(model, model_path.parent)
     programs = [_check_program(filled, entry, profile) for entry in entries]
+    needed = _check_resources(programs, checked.arguments, checked)
     if checked.arguments.has("convert-to-fp16"):
         check_constants(programs[0], model_path.parent)
+        check_denominators(programs[0], checked.node_precision.fp32 if checked.node_precision else ())
     live = interface.live_inputs(programs[0])
     sizes = {value.name: interface.sizes_of(value) for value in model.graph.input if value.name in live}
     check_against(sizes, entries, profile)
     _check_side_files(programs[0], model, checked)
-    devices = len(checked.partitions.devices) if checked.partitions else 1
-    check_memory(programs, checked.arguments, checked.custom_io, devices)
-    return Imported(_shapes(programs, entries), live)
+    return Imported(_shapes(programs, entries), live, needed)
+
+
+def _check_resources(programs: Sequence[Program], arguments: Arguments, checked: Checked) -> int:
+    """Before the constants are looked at, which takes long where there are too many. Returns the bytes of a device."""
+    partitions = checked.partitions.partitions if checked.partitions else ()
+    counts = [len(partition.devices) for partition in partitions] or [1]
+    needed = check_memory(programs, arguments, checked.custom_io, sum(counts))
+    for program in programs:
+        check_operators(program, arguments.has("mxfp6-matmul"), min(counts))
+    return needed
 
 
 def _check_program(model: onnx.ModelProto, entry: Specialization, profile: Profile) -> Program:

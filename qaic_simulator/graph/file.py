@@ -169,12 +169,24 @@ def _check_operators(model: onnx.ModelProto, profile: Profile) -> None:
 def _check_order(model: onnx.ModelProto, profile: Profile) -> None:
     graph = model.graph
     known = {value.name for value in (*graph.input, *graph.initializer)}
+    made = [name for node in graph.node for name in node.output if name]
+    _check_twice([value.name for value in graph.input], set(), profile)
+    _check_twice([value.name for value in graph.output], set(), profile)
+    _check_twice(made, known, profile)
     for node in graph.node:
         for name in sorted(names_used(node) - known):
             profile.refuse("graph.order", node_text(node, model, f"Nothing before it is called {name}."))
         known |= set(node.output)
     for name in (value.name for value in graph.output if value.name not in known):
         profile.refuse("graph.order", f"Nothing is called {name}, which is an output.")
+
+
+def _check_twice(names: Iterable[str], known: set[str], profile: Profile) -> None:
+    seen = set(known)
+    for name in names:
+        if name in seen:
+            profile.refuse("graph.twice", f"Two values are called {name}.")
+        seen.add(name)
 
 
 def with_small_data(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

@@ -122,6 +122,7 @@ FOLDED: Mapping[str, Callable[[onnx.NodeProto, Values], np.ndarray]] = {
     "Tile": lambda node, given: np.tile(given[0], tuple(given[1])),
     "Range": lambda node, given: np.arange(*(value.item() for value in given), dtype=given[0].dtype),
     "ConstantOfShape": _constant_of_shape,
+    "NonZero": lambda node, given: np.array(np.nonzero(given[0]), np.int64),
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max),

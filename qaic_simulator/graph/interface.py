@@ -15,6 +15,19 @@ from qaic_simulator.side_files.partitions import PartitionConfig
 from qaic_simulator.side_files.specializations import Specialization
 
 MICROSCALING_BLOCK = 32
+ALWAYS_WRITTEN = frozenset(
+    {
+        "batch_size",
+        "seq_len",
+        "ctx_len",
+        "comp_ctx_lengths",
+        "full_batch_size",
+        "full_batch_exec_size",
+        "num_logits_to_keep",
+        "model_type",
+    }
+)
+"""Symbols that QEfficient gives values to whether or not a graph has them, which compiles."""
 
 
 def sizes_of(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
@@ -30,13 +43,18 @@ def own_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def check_symbols(graph: onnx.GraphProto, entries: Sequence[Specialization], profile: Profile) -> None:
-    """Refuse an entry that leaves a symbol of an input open."""
+    """Refuse an entry that leaves a symbol of an input open, or has one that nobody knows."""
     for value in own_inputs(graph):
         for entry in entries:
             missing = [size for size in sizes_of(value) if isinstance(size, str) and size not in entry.symbols]
             if missing and missing[0]:
                 text = f"Symbol {missing[0]} of input {value.name} has no value in specialization {entry.name}"
                 profile.refuse("graph.unbound", text.rstrip())
+    known = ALWAYS_WRITTEN.union(*(sizes_of(value) for value in (*graph.input, *graph.output, *graph.value_info)))
+    for entry in entries:
+        for name in sorted(set(entry.symbols) - known):
+            text = f"Symbol {name} of specialization {entry.name} is no dimension of the graph."
+            profile.refuse("graph.unknown-symbol", text)
 
 
 def live_inputs(program: Program) -> tuple[str, ...]:
@@ -84,9 +102,10 @@ def _check_pair(program: Program, name: str, output: str) -> None:
 
 
 def check_custom_io(program: Program, precisions: Mapping[str, str]) -> None:
-    """Refuse precisions of what is no input or output, and mxint8 states that are no whole blocks."""
+    """Refuse precisions of what is no input or output, of half a state, and mxint8 states that are no whole blocks."""
     graph = program.bound.model.graph
     names = {value.name for value in (*own_inputs(graph), *graph.output)}
+    _check_halves([value.name for value in graph.output], precisions, program)
     for name, precision in precisions.items():
         inner = input_of_state(name) + STATE_SUFFIXES[0]
         found = name if name in names else inner if input_of_state(name) and inner in names else ""
@@ -97,6 +116,13 @@ def check_custom_io(program: Program, precisions: Mapping[str, str]) -> None:
             if not shape or shape[-1] % MICROSCALING_BLOCK:
                 text = f"{name} of shape {shape} does not end in whole blocks of {MICROSCALING_BLOCK}."
                 program.refuse("custom-io.blocks", text)
+
+
+def _check_halves(outputs: Sequence[str], precisions: Mapping[str, str], program: Program) -> None:
+    """Refuse a precision for the input of a state whose output has none: the file alone does not show the graph's."""
+    for name in filter(None, map(input_of_state, outputs)):
+        if name in precisions and not any(name + suffix in precisions for suffix in STATE_SUFFIXES):
+            program.refuse("custom-io.pair", f"{name} is {precisions[name]}, but the state's output is not listed.")
 
 
 def check_node_precision(program: Program, model: onnx.ModelProto, precision: NodePrecision) -> None:

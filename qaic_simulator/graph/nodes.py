@@ -9,6 +9,7 @@ import onnx
 
 from qaic_simulator.graph.binding import Program, scan_body, scanned_lengths
 from qaic_simulator.graph.folding import attribute
+from qaic_simulator.graph.operands import check_operands
 from qaic_simulator.graph.operators import CONSTANCY, DATA_DEPENDENT, Requirement
 
 LONGEST_SCAN = 4096
@@ -30,6 +31,7 @@ def _check_node(program: Program, node: onnx.NodeProto) -> None:
         program.refuse("nodes.data-dependent", f"{node.op_type}: output shape depends on data, not supported.", node)
     if node.op_type in _CHECKS:
         _CHECKS[node.op_type](program, node)
+    check_operands(program, node)
 
 
 def _check_constancy(program: Program, node: onnx.NodeProto, requirement: Requirement) -> None:

@@ -3,80 +3,136 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qaic_simulator.command_line.checking import Checked, check_command
+sys.path.append(str(Path(__file__).parents[1] / "conformance"))
+
+from case_files import Case, lay_out, read_cases
+
+from qaic_simulator.command_line.checking import check_command
+from qaic_simulator.compiler import main
 from qaic_simulator.profiles import SDKS, TOOLS
-from qaic_simulator.rules import LENIENT_SEVERITIES, RULES, SEVERITIES
+from qaic_simulator.program_file import PROGRAM
+from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, RULES, SEVERITIES
 
-CASES = Path(__file__).parent.parent / "conformance" / "cases"
-GROUPS = ("arguments", "specializations", "custom_io", "node_precision", "partitions")
 KEYS = {"id", "tool", "sdk", "argv", "files", "verdict", "rule", "source"}
+OPTIONAL = {"sku", "note", "only"}
+FEWEST_REFUSED, FEWEST_ACCEPTED = 200, 90
+ALL_RULES = {**RULES, **GRAPH_RULES}
+CASES = read_cases()
 
 
-def read_cases() -> list[Any]:
-    return [
-        pytest.param(case, id=f"{group}-{case['id']}")
-        for group in GROUPS
-        for case in json.loads((CASES / f"{group}.json").read_text(encoding="utf-8"))
-    ]
+def parameters(verdicts: tuple[str, ...] = ("accept", "refuse")) -> Iterator[Any]:
+    for case in CASES:
+        if case["verdict"] in verdicts:
+            yield from (pytest.param(case, sdk, id=f"{case['id']}-{sdk}") for sdk in case["sdk"])
 
 
-PARAMETERS = read_cases()
-EVERYTHING: list[dict[str, Any]] = [parameter.values[0] for parameter in PARAMETERS]
-REFUSED = [parameter for parameter in PARAMETERS if parameter.values[0]["verdict"] == "refuse"]
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a case."""
+
+    code: int
+    rule: str
+    written: bool
+    text: str
 
 
-def lay_out(case: dict[str, Any], folder: Path) -> list[str]:
-    """Write the files of a case, and say its command line."""
-    for name, text in case["files"].items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return [argument.replace("{dir}", str(folder)) for argument in case["argv"]]
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("QAIC_SIM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
 
 
-def check_case(case: dict[str, Any], folder: Path, strict: bool = True) -> Checked:
-    argv = lay_out(case, folder)
-    return check_command(argv, case["sdk"], case["tool"], strict, case.get("sku", "ultra"))
+@dataclass(frozen=True)
+class Tool:
+    """The compiler, for one case after the other."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    output: pytest.CaptureFixture[str]
+
+    def run(self, case: Case, sdk: str, strict: bool = True) -> Verdict:
+        argv = lay_out(case, self.folder)
+        settings = {"SDK": sdk, "SKU": case.get("sku", "ultra"), "LENIENT": "0" if strict else "1"}
+        for name, value in settings.items():
+            self.monkeypatch.setenv(f"QAIC_SIM_{name}", value)
+        if case.get("only") == "arguments":
+            checked = check_command(argv, sdk, case["tool"], strict, settings["SKU"])
+            return Verdict(checked.refusal.exit_code if checked.refusal else 0, checked.rule, False, "")
+        code = main(argv, case["tool"])
+        errors = self.output.readouterr().err
+        found = re.search(r"^simulator rule: (\S+) ", errors, re.MULTILINE)
+        return Verdict(code, found[1] if found else "", self._is_written(argv), errors)
+
+    def _is_written(self, argv: list[str]) -> bool:
+        folders = [Path(argument.partition("=")[2]) for argument in argv if argument.startswith("-aic-binary-dir=")]
+        return any((folder / PROGRAM).is_file() and (folder / PROGRAM).stat().st_size > 1 for folder in folders)
 
 
-@pytest.mark.parametrize("case", PARAMETERS)
-def test_verdict(case: dict[str, Any], tmp_path: Path) -> None:
-    checked = check_case(case, tmp_path)
-    assert (checked.verdict, checked.rule) == (case["verdict"], case["rule"]), checked.refusal
-    assert not checked.refusal or checked.refusal.message and checked.refusal.exit_code
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
+    return Tool(tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_lenient_verdict(case: dict[str, Any], tmp_path: Path) -> None:
-    """What only a rule of ours or of Glow refuses passes; the rest is refused as before."""
-    rule = RULES[case["rule"]]
-    checked = check_case(case, tmp_path, strict=False)
-    expected = ("refuse", rule.id) if rule.severity in LENIENT_SEVERITIES else ("accept", "")
-    assert (checked.verdict, checked.rule) == expected, checked.refusal
+@pytest.mark.parametrize(("case", "sdk"), parameters())
+def test_verdict(case: Case, sdk: str, tool: Tool) -> None:
+    found = tool.run(case, sdk)
+    assert ("accept" if found.code == 0 else "refuse", found.rule) == (case["verdict"], case["rule"]), found.text
+    compiles = "-aic-hw" in case["argv"] and case.get("only") != "arguments"
+    assert found.written == (found.code == 0 and compiles)
+
+
+@pytest.mark.parametrize(("case", "sdk"), parameters(("refuse",)))
+def test_lenient_verdict(case: Case, sdk: str, tool: Tool) -> None:
+    """What was seen or documented is refused as before; a rule of ours or of Glow refuses nothing."""
+    rule = ALL_RULES[case["rule"]]
+    if rule.severity in LENIENT_SEVERITIES:
+        assert tool.run(case, sdk, strict=False).rule == rule.id
+    elif rule.id in RULES:  # the graph may then break another
+        assert check_command(lay_out(case, tool.folder), sdk, case["tool"], False, case.get("sku", "ultra")).rule == ""
+    elif rule.id == "graph.memory":
+        pytest.skip("Tens of GiB would be read and written.")
+    else:
+        assert tool.run(case, sdk, strict=False).rule != rule.id
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case["rule"] for case in EVERYTHING if case["verdict"] == "refuse"} == set(RULES)
+    assert {case["rule"] for case in CASES if case["verdict"] == "refuse"} == set(ALL_RULES)
+
+
+def test_the_corpus_is_large_and_for_both_releases() -> None:
+    for verdict, fewest in (("refuse", FEWEST_REFUSED), ("accept", FEWEST_ACCEPTED)):
+        assert len([case for case in CASES if case["verdict"] == verdict]) >= fewest
+        for sdk in SDKS:
+            assert len([case for case in CASES if case["verdict"] == verdict and sdk in case["sdk"]]) >= fewest
 
 
 def test_cases_are_complete() -> None:
-    for case in EVERYTHING:
-        assert set(case) - {"sku"} == KEYS
-        assert case["tool"] in TOOLS and case["sdk"] in SDKS and case["source"]
+    for case in CASES:
+        assert KEYS <= set(case) <= KEYS | OPTIONAL
+        assert case["tool"] in TOOLS and case["sdk"] and set(case["sdk"]) <= set(SDKS) and case["source"]
         assert bool(case["rule"]) == (case["verdict"] == "refuse")
 
 
 def test_no_case_stands_twice() -> None:
-    told = [json.dumps([case.get(k) for k in ("tool", "sdk", "argv", "files", "sku")]) for case in EVERYTHING]
-    ids = [parameter.id for parameter in PARAMETERS]
-    assert len(set(told)) == len(told) and len(set(ids)) == len(ids)
+    told = [
+        json.dumps([case["tool"], sdk, case["argv"], case["files"], case.get("sku")])
+        for case in CASES
+        for sdk in case["sdk"]
+    ]
+    assert len(set(told)) == len(told) and len({case["id"] for case in CASES}) == len(CASES)
 
 
 def test_rules_are_well_formed() -> None:
-    for rule in RULES.values():
+    for rule in ALL_RULES.values():
         assert rule.severity in SEVERITIES and rule.source and rule.sentence.endswith(".")
