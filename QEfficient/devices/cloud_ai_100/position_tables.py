@@ -24,6 +24,7 @@ import onnx
 from QEfficient.devices.cloud_ai_100.half_range import LARGEST, nodes_of, within_half
 from QEfficient.devices.cloud_ai_100.positional_part import RESHAPING, PositionalPart, Symbols
 from QEfficient.devices.cloud_ai_100.small_constants import raise_epsilons
+from QEfficient.devices.cloud_ai_100.steady_norms import steady_norms
 from QEfficient.devices.cloud_ai_100.table_lookups import Axes, Table, computed, insert, remove_unused
 from QEfficient.specs import Specialization
 
@@ -50,7 +51,11 @@ class Places:
 def for_half(path: Path, scratch: Path, entries: Sequence[Specialization]) -> Path:
     """The graph in `path`, or a copy in `scratch` that float16 does less harm to, for these shapes."""
     places, symbols = Places(path.parent, scratch), _shared(entries)
-    changes = (lambda model: raise_epsilons(model, path.parent), lambda model: tabulate(model, places, symbols))
+    changes = (
+        lambda model: raise_epsilons(model, path.parent),
+        steady_norms,
+        lambda model: tabulate(model, places, symbols),
+    )
     return within_half(path, scratch, *changes)
 
 
