@@ -45,6 +45,8 @@ SMALL, SENSITIVE = (LOST, 0.002), (0.1, 0.03, 0.01)
 SHORTEST = 2
 """Tokens of a text."""
 FLOAT32, FLOAT16, WITH_FILE = "float32", "float16", "float16 + file"
+PREPARED = "float32, as compiled"
+"""With what is changed for float16 before the compiler sees it: tables of positions, norms, epsilons."""
 COMPILED = "float16 + file, compiled"
 ALONE = {"float16": Format(half=True), "MXFP6": Format(mxfp6=True), "MXINT8": Format(mxint8=True)}
 TOGETHER = {
@@ -155,8 +157,9 @@ class _Examination:
         self._perplexities: dict[str, float] = {}
 
     def findings(self) -> Findings:
+        self._plain(FLOAT32, Format(), FlatGraph(self._program.onnx_path(ROLE), all_tokens(self._graph)))
+        self._plain(PREPARED, Format())
         measures = {name: self._measured(name) for name in ALONE}
-        self._perplexities = {FLOAT32: self._plain(FLOAT32, Format()), **self._perplexities}
         for name, asked in TOGETHER.items():
             self._plain(name, asked)
         proposal = self._settled(measures[FLOAT16])
@@ -176,12 +179,9 @@ class _Examination:
 
     # runs
 
-    def _session(self, asked: Format, measured: Sequence[str] = ()) -> CardSession:
-        return CardSession(self._flat, self._graph, self._spec, asked, measured)
-
-    def _plain(self, name: str, asked: Format) -> float:
+    def _plain(self, name: str, asked: Format, flat: FlatGraph | None = None) -> float:
         self._progress(f"run in {name}")
-        with self._session(asked) as session:
+        with CardSession(flat or self._flat, self._graph, self._spec, asked) as session:
             self._perplexities[name] = found = perplexity_of(session, self._text)
         return found
 
@@ -195,7 +195,7 @@ class _Examination:
 
     def _tried(self, name: str, asked: Format, names: Sequence[str]) -> tuple[float, dict[str, Measure]]:
         self._progress(f"measure in {name}")
-        session = self._session(asked, names)
+        session = CardSession(self._flat, self._graph, self._spec, asked, names)
         with session:
             return perplexity_of(session, self._text), session.measures()
 
@@ -203,7 +203,7 @@ class _Examination:
 
     def _settled(self, measures: dict[str, Measure]) -> Proposal:
         """What is out of range; then, as long as that is not enough, more of what could be the reason."""
-        wanted, found = self._perplexities[FLOAT32], self._perplexities[FLOAT16]
+        wanted, found = self._perplexities[PREPARED], self._perplexities[FLOAT16]
         proposal = dict(Advisor(self._flat, measures).out_of_range())
         if proposal:
             found, measures = self._with(proposal)
@@ -241,7 +241,7 @@ class _Examination:
     def _rows(self, measures: Mapping[str, Mapping[str, Measure]], places: Sequence[str]) -> Iterator[Row]:
         half = measures[FLOAT16]
         advisor = Advisor(self._flat, half)
-        squared = advisor.squared()
+        squared, lost = advisor.squared(), set(advisor.lost())
         for part in self._parts.numbers:
             names = [n for n in half if self._parts.of_node[self._flat.producers[n].output[0]] == part]
             if not names:
@@ -255,12 +255,18 @@ class _Examination:
                 tensor=tensor,
                 overflows=sum(not reach <= LARGEST for reach in reaches.values()),
                 squared=max((squared[name] for name in names if name in squared), default=0.0),
-                lost=sum(LOST < half[name].loss < math.inf for name in names),
+                lost=len(lost.intersection(names)),
                 errors={name: found[last].error for name, found in measures.items() if last in found},
                 kept=places.count(self._parts.name(part)),
             )
 
     def _remarks(self, half: Mapping[str, Measure]) -> Iterator[str]:
+        exported, prepared = self._perplexities[FLOAT32], self._perplexities[PREPARED]
+        if not is_near(prepared, exported):
+            yield (
+                f"what is changed for float16 before compiling (an epsilon is raised to what float16 has) alone makes"
+                f" the perplexity {prepared:.3f} in float32, which was {exported:.3f}; no file changes that."
+            )
         for name in self._flat.constants:
             value = self._flat.value(name)
             largest = float(np.abs(value).max(initial=0.0, where=np.isfinite(value)))

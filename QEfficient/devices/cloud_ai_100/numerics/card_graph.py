@@ -1,0 +1,214 @@
+"""A graph with the card's roundings written into it, alone or beside itself as exported.
+
+All math stays float32 and each result goes through float16 and back, which overflows as the card does. A tensor that a
+node in fp32 makes is stored as it is; it is rounded where a node in float16 reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from QEfficient.devices.cloud_ai_100.numerics import measures
+from QEfficient.devices.cloud_ai_100.numerics.flat import FLOAT, FlatGraph, bodies, reads
+from QEfficient.devices.cloud_ai_100.numerics.microscaling import round_mxfp6
+
+CARD = "~card"
+"""Behind the name of a tensor: its twin, as the card has it."""
+HALF = int(onnx.TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How numbers are kept."""
+
+    half: bool = False
+    mxfp6: bool = False
+    mxint8: bool = False
+    fp32: frozenset[str] = frozenset()
+    """First outputs of the program's nodes that stay in fp32 when all others are in float16."""
+
+
+@dataclass
+class CardGraph:
+    """What `build` makes."""
+
+    model: onnx.ModelProto
+    names: dict[str, str]
+    """The twin of each tensor that has one."""
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
+    """Rounded weights, which are inputs of the model."""
+
+
+def build(flat: FlatGraph, asked: Format, measured: Sequence[str] = ()) -> CardGraph:
+    """The graph in a format. Where tensors are to be measured, the graph as exported stands beside it."""
+    return _Builder(flat, asked).built(measured)
+
+
+class _Builder:
+    def __init__(self, flat: FlatGraph, asked: Format) -> None:
+        self._flat, self._asked = flat, asked
+        self._names: dict[str, str] = {}
+        self._unrounded: set[str] = set()
+        """Twins in fp32."""
+        self._compressed: set[str] = set()
+        """Constants in MXFP6, as products read them."""
+        self._made: set[str] = set()
+        self._nodes: list[onnx.NodeProto] = []
+        self._matrices: dict[str, np.ndarray] = {}
+
+    def built(self, measured: Sequence[str]) -> CardGraph:
+        flat = self._flat
+        graph = flat.model.graph
+        inputs = [self._input(value) for value in graph.input if flat.is_float(value.name)]
+        for node in flat.nodes:
+            shared = not self._has_twin(node)
+            if shared or measured:
+                self._nodes.append(node)
+            if not shared:
+                self._convert(node)
+        outputs = [value for value in graph.output if measured or value.name not in self._names]
+        twins = (self._names[name] for name in flat.outputs if name in self._names)
+        outputs += [helper.make_tensor_value_info(name, FLOAT, None) for name in twins]
+        inputs += list(graph.input if measured else (v for v in graph.input if v.name not in self._names))
+        for name, matrix in self._matrices.items():
+            inputs.append(helper.make_tensor_value_info(name, FLOAT, matrix.shape))
+        if measured:
+            self._nodes += measures.nodes([(name, self._names[name], flat.kinds[name].rank) for name in measured])
+            outputs.append(helper.make_tensor_value_info(measures.OUTPUT, FLOAT, None))
+        made = helper.make_graph(self._nodes, "numerics", inputs, outputs, list(graph.initializer))
+        opsets = list(flat.model.opset_import)
+        model = helper.make_model(made, opset_imports=opsets, ir_version=flat.model.ir_version)
+        return CardGraph(model, self._names, self._matrices)
+
+    def _input(self, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+        twin = copy.deepcopy(value)
+        twin.name = self._names[value.name] = value.name + CARD
+        return twin
+
+    def _has_twin(self, node: onnx.NodeProto) -> bool:
+        """Whether floats, or what floats decided, go in or out; constants are shared."""
+        if all(name in self._flat.constants for name in node.output):
+            return False
+        if any(self._flat.is_float(name) for name in node.output):
+            return True
+        return any(name in self._names or name in self._flat.constants for name in reads(node))
+
+    def _convert(self, node: onnx.NodeProto) -> None:
+        half = self._asked.half and self._flat.owner(node) not in self._asked.fp32
+        own = _copied(node)
+        for place, name in enumerate(node.input):
+            matrix = self._matrix(node, place) if self._asked.mxfp6 else None
+            own.input[place] = self._read(matrix or name, half)
+        _rename_inside(own, {name: self._read(name, half) for name in reads(node)})
+        self._nodes.append(own)
+        for place, name in enumerate(node.output):
+            if name:
+                own.output[place] = self._names[name] = name + CARD
+        for place, name in enumerate(node.output):
+            if half and self._flat.is_float(name):
+                own.output[place] = f"{name}~exact"
+                self._round(own.output[place], self._names[name])
+            elif name:
+                self._unrounded.add(self._names[name])
+
+    def _read(self, name: str, half: bool) -> str:
+        """The tensor that a node reads in place of `name`."""
+        twin = self._names.get(name, name)
+        is_full = twin in self._unrounded and self._flat.is_float(name)
+        is_constant = name in self._flat.constants or name in self._compressed
+        if not half or not (is_full or is_constant):
+            return twin
+        rounded = f"{twin}~half"
+        if rounded not in self._made:
+            self._made.add(rounded)
+            self._round(twin, rounded)
+        return rounded
+
+    def _round(self, name: str, rounded: str) -> None:
+        between = f"{rounded}~16"
+        self._nodes.append(helper.make_node("Cast", [name], [between], to=HALF))
+        self._nodes.append(helper.make_node("Cast", [between], [rounded], to=FLOAT))
+
+    # MXFP6: constant factors of products, also behind a transposition or a choice from a bank
+
+    def _matrix(self, node: onnx.NodeProto, place: int) -> str | None:
+        """The rounded form of a factor of a product of matrices; None where it is no constant."""
+        axes = _summed_axes(node)
+        if place >= len(axes):
+            return None
+        name, axis, path = node.input[place], axes[place], list[onnx.NodeProto]()
+        while name not in self._flat.constants:
+            step = self._flat.producers.get(name)
+            if step is None or not _leads_on(step):
+                return None
+            if step.op_type == "Transpose":
+                order = _order(step, self._flat.kinds[step.input[0]].rank or 2)
+                axis = order[axis] - len(order)
+            path.insert(0, step)
+            name = step.input[0]
+        dimensions = len(self._flat.constants[name].dims)
+        is_bank = any(step.op_type == "Gather" for step in path)
+        if dimensions < (3 if is_bank else 2) or (is_bank and -axis >= dimensions):
+            return None
+        rounded = f"{name}~mxfp6{axis}"
+        if rounded not in self._matrices:
+            self._matrices[rounded] = round_mxfp6(self._flat.value(name), axis)
+        return self._along(path, rounded, f"~{node.output[0]}~{place}")
+
+    def _along(self, path: Sequence[onnx.NodeProto], name: str, suffix: str) -> str:
+        """The same steps from another constant."""
+        half = self._asked.half
+        for step in path:
+            own = _copied(step)
+            own.input[0], own.output[0] = name, step.output[0] + suffix
+            for place in range(1, len(own.input)):
+                own.input[place] = self._read(own.input[place], half)
+            self._nodes.append(own)
+            name = own.output[0]
+        self._compressed.add(name)
+        return name
+
+
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    own = copy.deepcopy(node)
+    own.ClearField("name")  # two nodes may not have the same
+    return own
+
+
+def _summed_axes(node: onnx.NodeProto) -> tuple[int, ...]:
+    """The axis that each of the two factors of a product is summed along, counted from the end."""
+    if node.op_type == "MatMul":
+        return -1, -2
+    if node.op_type == "Gemm":
+        turned = {attribute.name: attribute.i for attribute in node.attribute}
+        return -2 if turned.get("transA") else -1, -1 if turned.get("transB") else -2
+    return ()
+
+
+def _leads_on(node: onnx.NodeProto) -> bool:
+    """Whether a node only turns a matrix, or chooses along the first axis of a bank of them."""
+    chosen = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    return node.op_type in ("Transpose", "Identity") or (node.op_type == "Gather" and chosen == 0)
+
+
+def _order(node: onnx.NodeProto, dimensions: int) -> list[int]:
+    found = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
+    return found or list(reversed(range(dimensions)))
+
+
+def _rename_inside(node: onnx.NodeProto, names: dict[str, str]) -> None:
+    """Give the bodies of a node other names for what they read from outside."""
+    for body in bodies(node):
+        inside = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        inside |= {name for inner in body.node for name in inner.output}
+        outer = {name: twin for name, twin in names.items() if name not in inside}
+        for inner in body.node:
+            for place, name in enumerate(inner.input):
+                inner.input[place] = outer.get(name, name)
+            _rename_inside(inner, outer)

@@ -1,0 +1,172 @@
+"""The graph of a program without functions, in which each node knows the node of the program that it came from.
+
+Nodes inside a function cannot be named for themselves in a node-precision file that a compiler is sure to follow, since
+it knows some functions by name and replaces them; the call can.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, inliner, numpy_helper, shape_inference
+
+from QEfficient.devices.cloud_ai_100.half_range import with_data
+
+FLOAT = int(onnx.TensorProto.FLOAT)
+SELECTION = ("qefficient", "LastToken")
+"""Of all tokens the last: taken out, so that one run gives the logits of a whole chunk."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Element type and number of dimensions of a tensor; None where nobody knows."""
+
+    element: int
+    rank: int | None
+
+
+class FlatGraph:
+    """Nodes in order, and what is known of their tensors."""
+
+    def __init__(self, path: Path, all_tokens: bool) -> None:
+        """`path`: what the compiler would be given. With `all_tokens` there are logits after every token of a run."""
+        model = onnx.load(path, load_external_data=False)
+        if all_tokens:
+            _keep_all_tokens(model)
+        self._mark_calls(model)
+        self.model = inliner.inline_local_functions(model)
+        self.folder = path.parent
+        self.nodes: list[onnx.NodeProto] = list(self.model.graph.node)
+
+    @staticmethod
+    def _mark_calls(model: onnx.ModelProto) -> None:
+        """Give each call a function of its own, whose nodes carry the call's name through the inlining."""
+        functions = {(function.domain, function.name): function for function in model.functions}
+        for node in list(model.graph.node):
+            if (node.domain, node.op_type) in functions:
+                _own_function(model, functions, node, node.output[0])
+            node.doc_string = node.output[0] if node.output else ""
+
+    def owner(self, node: onnx.NodeProto) -> str:
+        """First output of the program's node that this one is, or is part of."""
+        return node.doc_string or node.output[0]
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        graph = shape_inference.infer_shapes(self.model).graph
+        found = {tensor.name: Kind(int(tensor.data_type), len(tensor.dims)) for tensor in graph.initializer}
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            tensor = value.type.tensor_type
+            found[value.name] = Kind(int(tensor.elem_type), len(tensor.shape.dim) if tensor.HasField("shape") else None)
+        for node in self.nodes:
+            first = found.get(node.input[0], Kind(0, None)) if node.input else Kind(0, None)
+            for output in filter(None, node.output):  # operators outside ONNX work on floats of one type
+                found.setdefault(output, Kind(first.element, None))
+        return found
+
+    def is_float(self, name: str) -> bool:
+        return self.kinds.get(name, Kind(0, None)).element == FLOAT
+
+    @cached_property
+    def producers(self) -> dict[str, onnx.NodeProto]:
+        return {output: node for node in self.nodes for output in node.output if output}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[onnx.NodeProto]]:
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(reads(node)):
+                found.setdefault(name, []).append(node)
+        return found
+
+    @cached_property
+    def outputs(self) -> list[str]:
+        return [value.name for value in self.model.graph.output]
+
+    @cached_property
+    def constants(self) -> dict[str, onnx.TensorProto]:
+        """Float constants, those in external files without their data."""
+        found = {tensor.name: tensor for tensor in self.model.graph.initializer if tensor.data_type == FLOAT}
+        for node in self.nodes:
+            tensor = _constant(node)
+            if tensor is not None and tensor.data_type == FLOAT:
+                found[node.output[0]] = tensor
+        return found
+
+    def value(self, name: str) -> np.ndarray:
+        """The numbers of a constant."""
+        return numpy_helper.to_array(with_data(self.constants[name], self.folder))
+
+    @cached_property
+    def computed(self) -> list[str]:
+        """Float tensors that are not the same in every run, in the order in which they are made."""
+        fixed = {tensor.name for tensor in self.model.graph.initializer}
+        for node in self.nodes:
+            if all(name in fixed for name in reads(node)) and not any(bodies(node)):
+                fixed |= set(node.output)
+        return [name for node in self.nodes for name in node.output if self.is_float(name) and name not in fixed]
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, also inside its bodies."""
+    yield from filter(None, node.input)
+    for body in bodies(node):
+        inside = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        for inner in body.node:
+            yield from (name for name in reads(inner) if name not in inside)
+            inside |= set(inner.output)
+
+
+def _keep_all_tokens(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == SELECTION:
+            kept = helper.make_node("Identity", node.input[:1], node.output, name=node.name)
+            node.CopyFrom(kept)
+    for value in model.graph.output:  # shapes as they were before: nothing else may hold them against the graph
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+
+
+def _own_function(
+    model: onnx.ModelProto,
+    functions: dict[tuple[str, str], onnx.FunctionProto],
+    call: onnx.NodeProto,
+    mark: str,
+) -> None:
+    own = copy.deepcopy(functions[call.domain, call.op_type])
+    own.name = call.op_type = f"{own.name}_{len(model.functions)}"
+    del own.value_info[:]
+    for node in own.node:
+        node.doc_string = mark
+    model.functions.append(own)
+    placed = model.functions[-1]
+    for node in placed.node:
+        if (node.domain, node.op_type) in functions:
+            _own_function(model, functions, node, mark)
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant" or node.domain:
+        return None
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            tensor: onnx.TensorProto = attribute.t
+            return tensor
+        if attribute.name in ("value_float", "value_floats"):
+            value = np.asarray(helper.get_attribute_value(attribute), np.float32)
+            return numpy_helper.from_array(value, node.output[0])
+    return None
