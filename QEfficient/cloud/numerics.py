@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 HELP = "Say what a card's number formats do to a model, layer by layer, and which nodes should stay in fp32."
 EXAMPLES = """\
   qefficient numerics                                the built-in demo model on its own text
-  qefficient numerics ./checkpoint --text book.txt --ctx-len 1024 --output fp32_nodes.yaml
-  qefficient compile ./checkpoint --device cloud_ai_100 --node-precision-info fp32_nodes.yaml"""
+  qefficient numerics ./checkpoint --text book.txt --ctx-len 1024 --output fp32_nodes.yaml"""
 
 CTX_LEN, CHUNK, TOKENS = 128, 32, 1024
 FILE = "fp32_nodes.yaml"
