@@ -36,6 +36,51 @@ class SamplerSpec:
         _check_positive("max_top_k_ids", self.max_top_k_ids)
 
 
+BLOCKING_MODES = tuple(
+    f"{b}{h}{q}{kv}" for kv in ("kv", "") for q in ("q", "") for h in ("h", "") for b in ("b", "") if b + h + q + kv
+)
+
+
+@dataclass(frozen=True)
+class BlockingSpec:
+    """Attention that is computed in blocks, each of which fits near the compute units."""
+
+    mode: str = "hqkv"
+    """Along what: b(atch), h(eads), q(ueries), k(eys and) v(alues). Empty: everything fits, nothing is cut."""
+    num_kv_blocks: int | None = None
+    num_q_blocks: int | None = None
+    head_block_size: int | None = None
+    """Heads of queries that are computed together."""
+    num_batch_blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode and self.mode not in BLOCKING_MODES:
+            raise OptionError(
+                f"blocking_mode is {self.mode!r}; it can have b, h, q and kv, in this order."
+                f"{did_you_mean(str(self.mode), BLOCKING_MODES)}"
+            )
+        for name, axis in _BLOCK_AXES.items():
+            count = getattr(self, name)
+            if count is not None:
+                _check_positive(name, count)
+                if axis not in self.axes:
+                    raise OptionError(f"{name} goes with a blocking_mode that has '{axis}', but it is '{self.mode}'.")
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the mode."""
+        letters = self.mode.removesuffix("kv")
+        return (*letters, "kv") if letters != self.mode else tuple(letters)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether sizes are still to be chosen."""
+        return bool(self.mode) and all(getattr(self, name) is None for name in _BLOCK_AXES)
+
+
+_BLOCK_AXES = {"num_kv_blocks": "kv", "num_q_blocks": "q", "head_block_size": "h", "num_batch_blocks": "b"}
+
+
 @dataclass(frozen=True)
 class ExportSpec:
     """Everything that changes the exported graph, besides the model itself."""
@@ -58,8 +103,17 @@ class ExportSpec:
     sampler: SamplerSpec | None = None
     kv_head_copies: int = 1
     """How often the state holds each head of keys and values: so that several devices can share its heads evenly."""
+    blocking: BlockingSpec | None = None
+    """None: attention over all keys at once."""
 
     def __post_init__(self) -> None:
+        if self.blocking is not None and self.blocking.is_automatic:
+            raise OptionError(
+                f"blocking_mode '{self.blocking.mode}' needs sizes, which only a geometry tells: call compile() rather"
+                f" than export(), or give {', '.join(_BLOCK_AXES)}."
+            )
+        if self.blocking is not None and not self.blocking.mode:
+            object.__setattr__(self, "blocking", None)
         if self.dtype not in DTYPES:
             raise OptionError(
                 f"dtype '{self.dtype}' is not one of {', '.join(DTYPES)}.{did_you_mean(self.dtype, DTYPES)}"

@@ -2,8 +2,9 @@
 
 The tracer notes on each node which modules it comes from, so a layer is the nodes that its module made. What a layer
 reads from outside becomes an input, in the order of first use; what others read of it becomes an output, in the order
-of production. Values that depend on constants alone are copied into each function. Values that depend on positions
-alone stay outside where several layers share them, as do the sines and cosines of rotary positions.
+of production. Values that depend on constants alone are copied into each function, and so is what computes sizes
+(`layer_sizes`). Values that depend on positions alone stay outside where several layers share them, as do the sines and
+cosines of rotary positions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from QEfficient.graph.layer_sizes import SizesOfLayers
 from QEfficient.operators.functions import DOMAIN
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,9 @@ def layers_to_functions(model: ir.Model, layers: Mapping[str, str]) -> None:
     static = _depending_on(graph, lambda node, value: False)
     owners = _owners(graph, layers, static)
     _leave_outside(graph, owners, static)
+    _give_sizes(graph, owners, static)
+    common.RemoveUnusedNodesPass()(model)
+    owners = {node: owners[node] for node in graph if node in owners}
     library = _Library(model)
     for path in dict.fromkeys(owners.values()):
         region = _region(graph, path, owners, static)
@@ -96,6 +101,20 @@ def _leave_outside(graph: ir.Graph, owners: dict[ir.Node, str], static: set[ir.N
         node = pending.pop()
         if owners.pop(node, None) is not None:
             pending += [producer for value in _reads(node) if (producer := value.producer()) is not None]
+
+
+def _give_sizes(graph: ir.Graph, owners: dict[ir.Node, str], static: set[ir.Node]) -> None:
+    """Let every layer have nodes of its own for the sizes that it reads."""
+    taken = {value.name for node in _with_inner(graph) for value in node.outputs}
+    taken |= {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    sizes = SizesOfLayers(graph, static, lambda name: _fresh(name, taken))
+    members: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        if node in owners:
+            members.setdefault(owners[node], []).append(node)
+    for path, nodes in members.items():
+        made = sizes.give_to((node, list(_with_inner([node]))) for node in nodes)
+        owners.update(dict.fromkeys(made, path))
 
 
 def _inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:

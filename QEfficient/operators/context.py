@@ -137,10 +137,10 @@ def _ctx_scatter_cb() -> str:
 
 @body(CLOUD_DOMAIN, "CtxGather")
 def _ctx_gather() -> str:
+    # Not by comp_ctx_len, as long as the indices are: a shape that hangs on a parameter's value would be refused.
     return """CtxGather (data, ctx_indices, comp_ctx_len) => (output) {
-    one = Constant<value_ints = [1]>()
     minus_one = Constant<value_ints = [-1]>()
-    length = Reshape(comp_ctx_len, one)
+    length = Shape<start = 2, end = 3>(ctx_indices)
     batch_and_heads = Shape<start = 0, end = 2>(data)
     shape = Concat<axis = 0>(batch_and_heads, length)
     expanded = Expand(ctx_indices, shape)
@@ -149,9 +149,16 @@ def _ctx_gather() -> str:
 }"""
 
 
-@body(CLOUD_DOMAIN, "CtxGatherCB")
-def _ctx_gather_cb() -> str:
-    return """CtxGatherCB (data, batch_index, ctx_indices, comp_ctx_len) => (output) {
+@body(CLOUD_DOMAIN, "CtxGatherBlockedKV")
+def _ctx_gather_blocked() -> str:
+    return """CtxGatherBlockedKV (data, ctx_indices) => (output) {
+    minus_one = Constant<value_ints = [-1]>()
+    index = Unsqueeze(ctx_indices, minus_one)
+    output = GatherND<batch_dims = 2>(data, index)
+}"""
+
+
+_OF_SLOTS = """{
     zero = Constant<value_int = 0>()
     step = Constant<value_int = 1>()
     one = Constant<value_ints = [1]>()
@@ -173,3 +180,13 @@ def _ctx_gather_cb() -> str:
     index = Concat<axis = 3>(row_index, head_index, slot_index)
     output = GatherND(data, index)
 }"""
+
+
+@body(CLOUD_DOMAIN, "CtxGatherCB")
+def _ctx_gather_cb() -> str:
+    return "CtxGatherCB (data, batch_index, ctx_indices, comp_ctx_len) => (output) " + _OF_SLOTS
+
+
+@body(CLOUD_DOMAIN, "CtxGatherBlockedKVCB")
+def _ctx_gather_blocked_cb() -> str:
+    return "CtxGatherBlockedKVCB (data, batch_index, ctx_indices) => (output) " + _OF_SLOTS

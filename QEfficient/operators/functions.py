@@ -11,7 +11,11 @@ OPSET = 18
 CLOUD_DOMAIN = "com.qualcomm.cloud"
 DOMAIN = "qefficient"
 
+Family = Callable[[str], str | None]
+"""The text of an operator's body by its name; None if it is none of these."""
+
 _BUILDERS: dict[tuple[str, str], Callable[[], str]] = {}
+_FAMILIES: dict[tuple[str, str], Family] = {}
 
 
 def body(domain: str, name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
@@ -24,12 +28,28 @@ def body(domain: str, name: str) -> Callable[[Callable[[], str]], Callable[[], s
     return register
 
 
+def family(domain: str, prefix: str) -> Callable[[Family], Family]:
+    """Register the bodies of all operators whose names begin so."""
+
+    def register(text: Family) -> Family:
+        _FAMILIES[domain, prefix] = text
+        return text
+
+    return register
+
+
 def has_body(domain: str, name: str) -> bool:
-    return (domain, name) in _BUILDERS
+    return _text(domain, name) is not None
+
+
+def _text(domain: str, name: str) -> str | None:
+    if (domain, name) in _BUILDERS:
+        return _BUILDERS[domain, name]()
+    found = (text(name) for (own, prefix), text in _FAMILIES.items() if own == domain and name.startswith(prefix))
+    return next((text for text in found if text is not None), None)
 
 
 def build_function(domain: str, name: str) -> onnx.FunctionProto:
     """The ONNX function of a registered operator."""
     imports = f'["" : {OPSET}, "{CLOUD_DOMAIN}" : 1, "{DOMAIN}" : 1]'
-    text = f'<domain: "{domain}", opset_import: {imports}>\n{_BUILDERS[domain, name]()}'
-    return parser.parse_function(text)
+    return parser.parse_function(f'<domain: "{domain}", opset_import: {imports}>\n{_text(domain, name)}')

@@ -20,7 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from QEfficient.errors import UnsupportedModelError
-from QEfficient.operators.cached_attention import MASKED
+from QEfficient.operators.attention_variants import MASKED
 from QEfficient.transformers.retained_state import MaskRule, RetainedCache
 
 IMPLEMENTATION = "eager"

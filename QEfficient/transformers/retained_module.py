@@ -8,12 +8,12 @@ import torch
 
 from QEfficient.operators.last_token import last_token, last_tokens
 from QEfficient.program import COMPUTE_CONTEXT, KEPT_LOGITS, Context
-from QEfficient.specs import SamplerSpec
+from QEfficient.specs import BlockingSpec, SamplerSpec
 from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
 from QEfficient.transformers.observe import accepts, passes_on
 from QEfficient.transformers.positions import RetainedLookups, lookups
-from QEfficient.transformers.retained_state import RetainedCache, StatePlan
+from QEfficient.transformers.retained_state import RetainedCache, StatePlan, blocks_of
 from QEfficient.transformers.rotary import trained_length
 from QEfficient.transformers.sampling_head import Call, Controls, choose_tokens
 
@@ -39,6 +39,7 @@ class RetainedModule(torch.nn.Module):
         self.context = Context(trained=trained_length(model))
         self.sampler: SamplerSpec | None = None
         """It ends in tokens then, and takes the sampler's memory behind its own states."""
+        self.blocking: BlockingSpec | None = None
         self.steps: dict[str, StepRecord] = {}
         """Filled while tracing: the bodies that the recurrent nodes need."""
 
@@ -53,6 +54,7 @@ class RetainedModule(torch.nn.Module):
         reads = controls.get(COMPUTE_CONTEXT)
         own = states[: len(self.plans)]
         cache = RetainedCache(self.plans, own, position_ids, batch_index, self._context(own), reads)
+        cache.blocks = blocks_of(self.blocking)
         tables = RetainedLookups(self.position_lookups, position_ids)
         selection = LastRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS))
         with cache.running(), installed(), lookups(tables), selection:

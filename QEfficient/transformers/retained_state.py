@@ -11,8 +11,10 @@ import torch
 from transformers.cache_utils import Cache
 
 from QEfficient.errors import ExportError
+from QEfficient.operators.attention_variants import Blocks
 from QEfficient.operators.cached_attention import AttentionRule, Retained, cached_attention
 from QEfficient.operators.context import gather, scatter, zero_dead
+from QEfficient.specs import BlockingSpec
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class StatePlan:
         return self.kind, self.layer, self.index
 
 
+def blocks_of(blocking: BlockingSpec | None) -> Blocks:
+    """How the attention of every layer is cut."""
+    if blocking is None:
+        return Blocks()
+    return Blocks(
+        blocking.num_batch_blocks or 1,
+        blocking.num_q_blocks or 1,
+        blocking.num_kv_blocks or 1,
+        blocking.head_block_size or 0,
+    )
+
+
 class _Layer:
     """What models ask of `cache.layers[i]`."""
 
@@ -103,6 +117,7 @@ class RetainedCache(Cache):
         self.context = context if reads is None else reads.shape[0]
         count = 1 + max((plan.layer for plan in plans), default=-1)
         self.layers: Any = [_Layer(self, index) for index in range(count)]
+        self.blocks = Blocks()
         self.layer_class_to_replicate = None
         self.offloading = False
         self._fresh: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
@@ -190,7 +205,7 @@ class RetainedCache(Cache):
         layer = self._fresh[id(key)][0]
         plan = self.plans["key", layer, 0]
         rule = self._rule_of(mask)
-        operator_rule = AttentionRule(scale, rule.window, rule.chunk, softcap, plan.rolling)
+        operator_rule = AttentionRule(scale, rule.window, rule.chunk, softcap, plan.rolling, self.blocks)
         # `before`, not `after`: layers that share keys attend over the same past, each writing the same new keys
         past_key, past_value = self.before["key", layer, 0], self.before["value", layer, 0]
         key, value = (heads.repeat_interleave(plan.copies, 1) if plan.copies > 1 else heads for heads in (key, value))

@@ -116,21 +116,26 @@ def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> 
     if spec.several_logits:
         recurrent = [plan for plan in retained.plans if plan.kind in ("conv", "recurrent")]
         if recurrent:
-            raise NotImplementedError(
+            raise UnsupportedModelError(
                 f"{name} cannot be the target of speculative decoding: its recurrent states cannot go back behind a"
                 " token that was wrong."
             )
         if any(plan.rolling for plan in retained.plans):
-            raise NotImplementedError(
+            raise UnsupportedModelError(
                 f"{name} cannot be the target of speculative decoding as long as its windows roll: a token that was"
                 " wrong has overwritten one that is still seen. Pass retain_full_kv=True."
             )
     if spec.sampler is not None and not isinstance(retained, RetainedModule):
-        raise NotImplementedError(
+        raise UnsupportedModelError(
             f"{name} computes its whole context again, and chooses no tokens: no include_sampler."
         )
     if spec.compute_context and not any(plan.kind == "key" and not plan.rolling for plan in retained.plans):
-        raise NotImplementedError(f"{name} has no layer that reads a whole context: leave comp_ctx_lengths out.")
+        raise UnsupportedModelError(f"{name} has no layer that reads a whole context: leave comp_ctx_lengths out.")
+    attending = [plan for plan in retained.plans if plan.kind == "key" and plan.direct and not plan.rolling]
+    if spec.blocking is not None and not (isinstance(retained, RetainedModule) and attending):
+        raise UnsupportedModelError(
+            f"{name} has no layer whose attention can be cut into blocks: leave enable_blocking out."
+        )
 
 
 def weight_aliases(retained: torch.nn.Module) -> dict[str, tuple[str, ...]]:

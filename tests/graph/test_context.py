@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Module(torch.nn.Module):
         super().__init__()
         self.work = work
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, slots: None, states: list[torch.Tensor]):  # type: ignore[no-untyped-def]
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, slots: None, controls: Any, states: Any):  # type: ignore[no-untyped-def]
         result = self.work(ids.float() + positions, states[0])
         logits = result.sum() + torch.zeros(ids.shape[0], 1, 2)
         return logits, states[0] + 1

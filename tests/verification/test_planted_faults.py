@@ -9,7 +9,7 @@ import torch
 
 from QEfficient.errors import VerificationError
 from QEfficient.graph import passes
-from QEfficient.operators import cached_attention, functions
+from QEfficient.operators import attention_bodies, functions
 from QEfficient.operators.functions import CLOUD_DOMAIN
 from QEfficient.transformers import retained_state
 from QEfficient.transformers.models import causal_lm
@@ -86,10 +86,12 @@ def test_keys_and_values_swapped_in_the_second_layer_of_the_graph(monkeypatch: p
 def test_a_decoded_token_that_stands_one_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
     right = RetainedModule.forward
 
-    def shifted(self: Any, input_ids: Any, position_ids: torch.Tensor, batch_index: Any, states: Any) -> Any:
+    def shifted(
+        self: Any, input_ids: Any, position_ids: torch.Tensor, batch_index: Any, controls: Any, states: Any
+    ) -> Any:
         late = position_ids.shape[1] == 1 and not torch.compiler.is_exporting()
         late_positions = torch.where(position_ids >= 0, position_ids + late, -1)
-        return right(self, input_ids, late_positions, batch_index, states)
+        return right(self, input_ids, late_positions, batch_index, controls, states)
 
     monkeypatch.setattr(RetainedModule, "forward", shifted)
     report = verified("llama")
@@ -119,9 +121,9 @@ def test_a_window_that_does_not_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = replaced(
         "slot_of = Mod(position_ids, slot_count)",
         "last_slot = Sub(slot_count, step)\n    slot_of = Min(position_ids, last_slot)",
-        cached_attention._ROLL,
+        attention_bodies._ROLL,
     )
-    monkeypatch.setattr(cached_attention, "_ROLL", wrong)
+    monkeypatch.setattr(attention_bodies, "_ROLL", wrong)
     report = verified("gemma3_text")
     assert failed_stages(report) == {PROGRAM}
     assert "window wrap" in [getattr(failure, "name", "") for failure in report.failures]

@@ -1,8 +1,8 @@
 """`compile_program`: the compiler's files are written, it runs, and what it wrote is held against what was asked for.
 
 1. options    checked, before anything is written
-2. graph      constants within float16, tables of what positions decide
-3. files      specializations.json, custom_io.yaml, mdp_ts_<N>.json
+2. graph      constants within float16, tables of what positions decide; names of nodes, where partitions go by them
+3. files      specializations.json, custom_io.yaml, mdp_ts_<N>.json or mdp_disagg_<N>d_<P>p.json
 4. run        in a folder of its own: the compiler drops files where it stands
 5. check      exit code, the container, and the sizes of every input and output in it
 6. qconfig    what the program was made from, for people
@@ -14,12 +14,12 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100 import custom_io, partitions, qconfig
+from QEfficient.devices.cloud_ai_100 import custom_io, layer_nodes, partitions, qconfig
 from QEfficient.devices.cloud_ai_100.command import Compilation, Files, OldNames, command, legacy_command
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
@@ -27,7 +27,7 @@ from QEfficient.devices.cloud_ai_100.position_tables import for_half
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
 from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
 from QEfficient.devices.slotted import check_batching
-from QEfficient.errors import DeviceError, OptionError
+from QEfficient.errors import DeviceError
 from QEfficient.program import ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec, Specialization
 
@@ -60,12 +60,12 @@ class _Asked:
 
 
 def check_options(given: Mapping[str, Any]) -> CompilerOptions:
-    """Options as a user gives them; refused as long as nothing was done for them."""
+    """Options as a user gives them, with paths that hold everywhere; refused as long as nothing was done for them."""
     options = read_options(given)
     options.check_files()
-    if options.mdp_num_partitions > 1:
-        raise OptionError("mdp_num_partitions is not supported yet: bring a file with mdp_load_partition_config.")
-    return options
+    if options.mdp_load_partition_config and not options.enable_qnn:  # whose file has no cores
+        partitions.check_file(Path(options.mdp_load_partition_config), options.num_cores)
+    return options.with_whole_paths()
 
 
 def compile_program(
@@ -79,6 +79,8 @@ def compile_program(
     with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
         entries = spec.specializations(program.graphs[ROLE].spec.windows)
         onnx = for_half(program.onnx_path(ROLE), Path(scratch), entries)
+        if options.names_nodes:
+            onnx = layer_nodes.with_names(onnx, Path(scratch))
         asked = _put_together(program, spec, compiler, onnx, folder)
         arguments = (legacy_command if old_names else command)(asked.compilation)
         said = run_compiler(arguments, folder)
@@ -89,7 +91,7 @@ def compile_program(
         "hardware": hardware,
         "simulated": SIMULATOR_SAYS in said,
         "command": arguments,
-        "devices": options.num_devices,
+        "devices": _devices(asked.compilation),
         "specializations": len(asked.entries),
     }
 
@@ -120,8 +122,27 @@ def _put_together(program: ExportedProgram, spec: CompileSpec, compiler: Compile
         files.custom_io.write_text(precisions, encoding="utf-8")
     if files.slices is not None and options.slices_tensors:
         files.slices.write_text(partitions.slices_text(options.num_devices, options.num_cores), encoding="utf-8")
-    compilation = Compilation(sdk, files, options, compiler.hardware, program.dtype, bool(graph.states))
+    if options.is_pipeline:
+        files = _write_pipeline(files, options, graph, folder)
+    as_functions = bool(_export_record(program)["spec"]["subfunctions"])
+    compilation = Compilation(sdk, files, options, compiler.hardware, program.dtype, bool(graph.states), as_functions)
     return _Asked(compilation, graph, entries)
+
+
+def _write_pipeline(files: Files, options: CompilerOptions, graph: GraphSpec, folder: Path) -> Files:
+    """Write which devices take which nodes; the files with that one among them."""
+    lists = layer_nodes.node_lists(files.onnx, graph, options.mdp_num_partitions)
+    if options.mdp_strategy == "intersection":
+        lists = partitions.only_known(lists, Path(str(options.mdp_compiler_dump_path)))
+    path = folder / partitions.pipeline_file(options.num_devices, options.mdp_num_partitions)
+    path.write_text(partitions.pipeline_text(lists, options.num_devices, options.num_cores), encoding="utf-8")
+    return replace(files, pipeline=path)
+
+
+def _devices(compilation: Compilation) -> int:
+    """How many the program runs on: as many as the compiler was told of, which are not those of a dump."""
+    path = compilation.partitions
+    return partitions.devices_in(path) if path else 1
 
 
 def run_compiler(arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
@@ -194,10 +215,14 @@ def installed_hardware(sdk: Sdk) -> str:
 
 
 def _model_config(program: ExportedProgram) -> Mapping[str, Any]:
-    """The config of the model, which is among what its export was named by."""
-    record = json.loads((program.folder / EXPORT_RECORD).read_text(encoding="utf-8"))
-    config: Mapping[str, Any] = record["config"]
+    config: Mapping[str, Any] = _export_record(program)["config"]
     return config
+
+
+def _export_record(program: ExportedProgram) -> Mapping[str, Any]:
+    """What the export was named by."""
+    record: Mapping[str, Any] = json.loads((program.folder / EXPORT_RECORD).read_text(encoding="utf-8"))
+    return record
 
 
 def write_qconfig(

@@ -121,7 +121,7 @@ def _last(part: PositionalPart, names: Set[str]) -> list[str]:
     needed = {value.name for value in part.graph.output}
     for node in reversed(part.graph.node):
         if needed.difference(names).intersection(node.output):
-            needed |= _used_by(node)
+            needed |= used_by(node)
     found: dict[str, None] = {}
     for name in part.computed:
         if name in needed & names:
@@ -131,7 +131,7 @@ def _last(part: PositionalPart, names: Set[str]) -> list[str]:
     return list(found)
 
 
-def _used_by(node: onnx.NodeProto) -> set[str]:
+def used_by(node: onnx.NodeProto) -> set[str]:
     """What it reads, in its bodies too."""
     bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return set(node.input).union(*(inner.input for inner in nodes_of(*bodies)))

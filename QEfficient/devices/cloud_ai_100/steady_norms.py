@@ -67,7 +67,9 @@ def _steady(graph: Any, constants: Mapping[str, np.ndarray]) -> bool:
     before: dict[str, list[onnx.NodeProto]] = {}
     instead: dict[str, list[onnx.NodeProto]] = {}
     for norm in norms:
-        before[norm.square.output[0]] = _scaled(norm, constants[norm.epsilon].dtype)
+        # Where the average is, and so is the constant with its axes, which in a function may stand behind the square.
+        instead[norm.square.output[0]] = []
+        before[norm.average.output[0]] = [*_scaled(norm, constants[norm.epsilon].dtype), norm.square]
         before[norm.shift.output[0]] = _shifted(norm)
         instead[norm.root.output[0]] = _restored(norm)
     nodes = []

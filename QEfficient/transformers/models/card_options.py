@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from QEfficient.devices import Device
 from QEfficient.errors import OptionError, did_you_mean
-from QEfficient.specs import CompileSpec, SamplerSpec
+from QEfficient.specs import BlockingSpec, CompileSpec, SamplerSpec
+from QEfficient.transformers.models import blocking
 from QEfficient.transformers.models.compute_contexts import apart, automatic_lists
 
 TARGET = "target"
 SPECULATIVE_MODEL_TYPES = (TARGET, "turbo")
 NOT_YET = "is not supported by this release"
-LATER = (
-    "mla_absorption",
-    "enable_blocking",
-)
+LATER = ("mla_absorption",)
 SAMPLER = ("include_sampler", "return_pdfs", "include_guided_decoding", "max_top_k_ids")
-SILENT = ("pretrained_model_name_or_path", "blocking_mode", "num_kv_blocks", "num_q_blocks")
+SILENT = ("pretrained_model_name_or_path", *blocking.KEYS)
 """Without effect by themselves."""
 
 
@@ -31,11 +30,12 @@ class CardConfig:
     compute_context: bool = False
     replicate_kv_heads: bool = False
     sampler: SamplerSpec | None = None
+    blocking: BlockingSpec | None = None
 
 
 def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
     """Refuses misspelt keys, with a suggestion, and what no program of ours does yet."""
-    known = ("speculative_model_type", "ccl_enabled", "replicate_kv_heads", *SAMPLER, *LATER, *SILENT)
+    known = ("speculative_model_type", "ccl_enabled", "replicate_kv_heads", blocking.ENABLE, *SAMPLER, *LATER, *SILENT)
     used = {key: value for key, value in (given or {}).items() if value not in (None, False)}
     for key in used:
         if key not in known:
@@ -44,15 +44,19 @@ def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
             raise NotImplementedError(f"qaic_config['{key}'] {NOT_YET}.")
     kind = used.get("speculative_model_type")
     if kind is not None and kind not in SPECULATIVE_MODEL_TYPES:
-        raise ValueError(
+        raise OptionError(
             f"qaic_config['speculative_model_type'] is {kind!r}; it can be {' or '.join(SPECULATIVE_MODEL_TYPES)}."
         )
     if kind is not None and kind != TARGET:
         raise NotImplementedError(f"qaic_config['speculative_model_type'] = '{kind}' {NOT_YET}.")
     if kind is not None and used.get("include_sampler"):
-        raise ValueError("qaic_config: a target of speculative decoding does not choose tokens (include_sampler).")
+        raise OptionError("qaic_config: a target of speculative decoding does not choose tokens (include_sampler).")
     return CardConfig(
-        kind == TARGET, bool(used.get("ccl_enabled")), bool(used.get("replicate_kv_heads")), _sampler(used)
+        kind == TARGET,
+        bool(used.get("ccl_enabled")),
+        bool(used.get("replicate_kv_heads")),
+        _sampler(used),
+        blocking.read_blocking(given or {}),
     )
 
 
@@ -95,11 +99,33 @@ class Shapes:
         return bool(self.comp_ctx_lengths_prefill or self.comp_ctx_lengths_decode)
 
 
+def graph_options(
+    config: CardConfig, shapes: Shapes, model_config: Any, devices: int, spec: CompileSpec
+) -> dict[str, Any]:
+    """What `export` is told for these kinds of calls on as many devices."""
+    asked = config.blocking
+    blocks = {} if asked is None else {"blocking": blocking.with_sizes(asked, model_config, spec, devices)}
+    return {
+        **blocks,
+        "compute_context": config.compute_context or shapes.reads_less,
+        "kv_head_copies": kv_head_copies(model_config, devices) if config.replicate_kv_heads else 1,
+    }
+
+
+def check_device(config: CardConfig, device: Device) -> None:
+    """Refuse a device that runs no such program, before one is made."""
+    if config.sampler is not None and not device.chooses_tokens:
+        raise OptionError(
+            f"include_sampler was asked for, but for device '{device.name}' tokens are chosen on the host, where every"
+            " option of sampling works. Leave include_sampler out."
+        )
+
+
 def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec:
     """`spec` with these shapes too."""
     if shapes.prefill_only is not None and not isinstance(shapes.prefill_only, bool):
         raise TypeError(f"prefill_only must be True, False or None, not {shapes.prefill_only!r}.")
-    ahead = _numbers("num_speculative_tokens", shapes.num_speculative_tokens)
+    ahead = numbers("num_speculative_tokens", shapes.num_speculative_tokens)
     if config.speculative_target and not ahead:
         raise TypeError(
             "num_speculative_tokens is needed: the model was loaded as the target of speculative decoding"
@@ -110,8 +136,8 @@ def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec
             "num_speculative_tokens needs a model that was loaded with"
             f" qaic_config={{'speculative_model_type': '{TARGET}'}}."
         )
-    prefill = _numbers("comp_ctx_lengths_prefill", shapes.comp_ctx_lengths_prefill)
-    decode = _numbers("comp_ctx_lengths_decode", shapes.comp_ctx_lengths_decode)
+    prefill = numbers("comp_ctx_lengths_prefill", shapes.comp_ctx_lengths_prefill)
+    decode = numbers("comp_ctx_lengths_decode", shapes.comp_ctx_lengths_decode)
     ctx_len = spec.ctx_len
     if config.compute_context and not prefill and not decode:
         prefill, decode, ctx_len = automatic_lists(ctx_len, spec.prefill_seq_len)
@@ -142,7 +168,7 @@ def _both(prefill: tuple[int, ...], decode: tuple[int, ...], length: int) -> tup
     return apart(prefill or decode, decode), decode
 
 
-def _numbers(name: str, given: Any) -> tuple[int, ...]:
+def numbers(name: str, given: Any) -> tuple[int, ...]:
     """A number, several, or their text."""
     if isinstance(given, str):
         try:

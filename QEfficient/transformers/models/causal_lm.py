@@ -22,12 +22,19 @@ from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
 from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
 from QEfficient.program import CompiledProgram, ModelFacts
-from QEfficient.specs import CompileSpec, ExportSpec, SamplingParams
+from QEfficient.specs import BlockingSpec, CompileSpec, ExportSpec, SamplingParams
 from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.auto_model import AutoModel
-from QEfficient.transformers.models.card_options import NOT_YET, Shapes, kv_head_copies, read_qaic_config, shaped
+from QEfficient.transformers.models.card_options import (
+    NOT_YET,
+    Shapes,
+    check_device,
+    graph_options,
+    read_qaic_config,
+    shaped,
+)
 from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
 from QEfficient.transformers.models.sampling_options import read_choosing, token_ids
@@ -82,6 +89,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         super().__init__(source, _facts(source))
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
+        self._exported_as: dict[str, Any] | None = None  # the options of the last export
         self._said: set[str] = set()
         self._engine: Engine | None = None
         self._device_ids: list[int] | None = None
@@ -132,12 +140,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         kv_cache_prefix: str | None = None,
         compute_context: bool = False,
         kv_head_copies: int = 1,
+        blocking: BlockingSpec | None = None,
         **options: Any,
     ) -> str:
         """Write the ONNX program, or find it; returns the path of the ONNX file.
 
         `compute_context`: attention reads as much as an input says (compile's `comp_ctx_lengths_…` need it).
         `kv_head_copies`: how often the state holds each head of keys and values.
+        `blocking`: attention in blocks; by default as `qaic_config` says.
         """
         _refuse_others(options)
         spec = ExportSpec(
@@ -150,11 +160,21 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             compute_context=compute_context or self._card.compute_context,
             kv_head_copies=kv_head_copies,
             sampler=self._card.sampler,
+            blocking=blocking or self._card.blocking,
         )
         request = stages.ExportRequest(
             self._source, spec, self._facts, lambda: self._prepare(spec), self._identity(), export_dir
         )
         self._program = stages.export(request, ArtifactStore(), self.progress)
+        self._exported_as = {
+            "export_dir": export_dir,
+            "use_onnx_subfunctions": use_onnx_subfunctions,
+            "retain_full_kv": retain_full_kv,
+            "kv_cache_prefix": kv_cache_prefix,
+            "compute_context": spec.compute_context,
+            "kv_head_copies": kv_head_copies,
+            "blocking": blocking,
+        }
         self._forget_compiled()
         return str(self._program.onnx_path())
 
@@ -163,7 +183,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         retained = with_copied_heads(retain(skeleton, rolling=not spec.retain_full_kv), spec.kv_head_copies)
         check_steered(retained, spec)
         if isinstance(retained, RetainedModule):
-            retained.sampler = spec.sampler
+            retained.sampler, retained.blocking = spec.sampler, spec.blocking
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
         return Source(
             module=retained,
@@ -212,20 +232,29 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         shapes = Shapes(num_speculative_tokens, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
         spec = shaped(spec, shapes, self._card)
         chosen.own_options(options)
-        graph: dict[str, Any] = {
-            "use_onnx_subfunctions": use_onnx_subfunctions,
-            "retain_full_kv": bool(retain_full_kv),
-            "kv_cache_prefix": kv_cache_prefix,
-            "compute_context": shapes.reads_less,
-        }
-        if self._card.replicate_kv_heads:
-            graph["kv_head_copies"] = kv_head_copies(self.config, options.get("num_devices") or 1)
+        check_device(self._card, chosen)
+        graph = self._graph_options(
+            graph_options(self._card, shapes, self.config, options.get("num_devices") or 1, spec),
+            use_onnx_subfunctions=use_onnx_subfunctions,
+            retain_full_kv=retain_full_kv,
+            kv_cache_prefix=kv_cache_prefix,
+        )
+        if onnx_path is not None:
+            self._exported_as = None
+        elif self._exported_as not in (None, graph):
+            self._program = None
         program = self._program_or(onnx_path, lambda: self.export(**graph))
         self._forget_compiled()
         self.progress("compile")
         compiled = stages.compile_program(program, spec, chosen, ArtifactStore(), compile_dir)
         self._compiled, self._device = compiled, chosen
         return self._output()
+
+    def _graph_options(self, steering: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+        """What the program that is compiled is exported with: as the last one was, where nothing else is said."""
+        usual = {"export_dir": None, "use_onnx_subfunctions": False, "retain_full_kv": False, "kv_cache_prefix": None}
+        said = {name: value for name, value in given.items() if value}
+        return {**usual, **(self._exported_as or {}), **said, **steering}
 
     @overload
     def generate(self, *inputs: Any, stream: Literal[False] = False, **options: Any) -> CloudAI100ExecInfo: ...

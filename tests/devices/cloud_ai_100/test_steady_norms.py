@@ -63,7 +63,9 @@ def test_the_same_norm_without_large_numbers(form: tuple[str, str, str], size: f
     wanted, names = run(model, values), [node.output[0] for node in model.graph.node]
     assert steady_norms(model)
     onnx.checker.check_model(model)
-    assert set(names) <= {node.output[0] for node in model.graph.node}, "names of nodes are what precisions are given by"
+    assert set(names) <= {node.output[0] for node in model.graph.node}, (
+        "names of nodes are what precisions are given by"
+    )
     for found, want in zip(run(model, values), wanted, strict=True):
         assert np.allclose(found, want, rtol=1e-5, atol=1e-12)
     # what the root is then multiplied by, a sum over 64 numbers included, stays below as well
@@ -76,7 +78,10 @@ def test_the_same_norm_without_large_numbers(form: tuple[str, str, str], size: f
         ("y = Div(x, root)", "y = Div(square, root)"),  # somebody else reads the square
         ("Pow(x, two)", "Pow(x, epsilon)"),
         ("keepdims = 1", "keepdims = 0"),
-        ("epsilon = Constant", "other = Constant<value = float {1.0e-6}>() epsilon = Add(other, two) unused = Constant"),
+        (
+            "epsilon = Constant",
+            "other = Constant<value = float {1.0e-6}>() epsilon = Add(other, two) unused = Constant",
+        ),
     ],
 )
 def test_what_is_no_such_norm_stays(change: tuple[str, str]) -> None:
@@ -115,7 +120,10 @@ def test_within_functions_and_bodies() -> None:
             y = Div(x, root)
         }""".replace("(float[5, 4] x) =>", "(float[5, 4] x, float[4] start) =>")
     )
-    values = {"x": np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32), "start": np.zeros(4, np.float32)}
+    values = {
+        "x": np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32),
+        "start": np.zeros(4, np.float32),
+    }
 
     def outputs() -> list[np.ndarray]:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
