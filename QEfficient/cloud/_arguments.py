@@ -138,12 +138,21 @@ def switch(text: str) -> bool:
 
 def device_group(text: str) -> list[int]:
     """`[0,1]` or `0,1`."""
+    return _numbers(text, "[0,1]")
+
+
+def several(text: str) -> list[int]:
+    """`256,512`, `[256,512]` or `256`."""
+    return _numbers(text, "256,512", least=1)
+
+
+def _numbers(text: str, example: str, least: int = 0) -> list[int]:
     try:
         found = ast.literal_eval(text if text.startswith("[") else f"[{text}]")
     except (ValueError, SyntaxError):
         found = None
-    if not isinstance(found, list) or not all(type(item) is int for item in found):
-        raise argparse.ArgumentTypeError(f"a list of numbers such as [0,1] is expected, not '{text}'")
+    if not isinstance(found, list) or len(found) < least or not all(type(item) is int for item in found):
+        raise argparse.ArgumentTypeError(f"a list of numbers such as {example} is expected, not '{text}'")
     return found
 
 
@@ -204,8 +213,52 @@ def add_geometry(parser: Parser, defaults: Geometry = USUAL) -> None:
     parser.set_defaults(ctx_len=defaults.ctx_len, batch_size=defaults.batch_size)  # a chunk must fit what is given
     group.add_argument("--full-batch-size", type=int, metavar="N", help="continuous batching: how many decode together")
     group.add_argument("--kv-cache-batch-size", type=int, metavar="N", help="continuous batching: places in the cache")
-    for later in ("--comp-ctx-lengths-prefill", "--comp-ctx-lengths-decode", "--ccl-enabled"):
-        group.add_argument(later, action=NotYet)
+    _add_calls(parser)
+
+
+def _add_calls(parser: Parser) -> None:
+    """Other kinds of calls, which need a program of their own."""
+    group = parser.add_argument_group("kinds of calls", "other programs than the usual one (docs/programs.md)")
+    group.add_argument(
+        "--comp-ctx-lengths-prefill",
+        type=several,
+        metavar="256,512",
+        help="a prompt's chunk reads the smallest of these contexts that holds it",
+    )
+    group.add_argument(
+        "--comp-ctx-lengths-decode", type=several, metavar="512,1024", help="the same for new tokens: 512,1024"
+    )
+    group.add_argument("--ccl-enabled", action="store_true", help="such contexts, chosen by --ctx-len")
+    group.add_argument(
+        "--num-speculative-tokens",
+        type=several,
+        metavar="1,3,7",
+        help="tokens that one run can try ahead on a card, a shape for each number; with --prompt-lookup",
+    )
+    group.add_argument("--include-sampler", action="store_true", help="the program chooses the tokens itself")
+    add_sampler_width(group)
+    group.add_argument(
+        "--replicate-kv-heads",
+        action="store_true",
+        help="hold keys and values several times, so that the cards of --device-group share them evenly",
+    )
+
+
+def add_sampler_width(group: Any) -> None:
+    """How many tokens a program that chooses looks at."""
+    group.add_argument("--max-top-k-ids", type=positive, metavar="N", help="… among the N likeliest; default 512")
+
+
+def add_phase(parser: Parser) -> None:
+    """One of the two phases alone."""
+    group = parser.add_argument_group("one phase", "two programs that work together: execute --prefill-qpc-path")
+    chosen = group.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--prefill-only", dest="prefill_only", action="store_const", const=True, help="the shapes of prompts alone"
+    )
+    chosen.add_argument(
+        "--decode-only", dest="prefill_only", action="store_const", const=False, help="the shapes of new tokens alone"
+    )
 
 
 def add_device(parser: Parser) -> None:

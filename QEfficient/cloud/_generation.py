@@ -14,7 +14,8 @@ from typing import Any
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.cloud._presentation import StageClock, note, table
 from QEfficient.cloud._tokenizers import saved_tokenizer
-from QEfficient.devices import get_device
+from QEfficient.devices import Session, get_device
+from QEfficient.devices.handover import with_prefill
 from QEfficient.devices.slotted import slotted_limits
 from QEfficient.errors import ModelError, OptionError, PromptError
 from QEfficient.generation.decoding.selection import DecodingChoice, opened_decoding
@@ -93,6 +94,8 @@ class Task:
     """What was given; the model's generation config says the rest."""
     as_json: bool
     device_ids: Sequence[int] | None = None
+    prefill: CompiledProgram | None = None
+    """Another program of the model, which takes the prompts."""
 
 
 def open_tokenizer(compiled: CompiledProgram) -> Any:
@@ -117,17 +120,23 @@ def opened(
     clock: StageClock,
     choice: DecodingChoice,
     device_ids: Sequence[int] | None = None,
+    prefill: CompiledProgram | None = None,
 ) -> Iterator[tuple[Engine, TextGenerator]]:
     """An engine on the program, and the same for text."""
     if left_out(compiled.program.model.generation):
         note(left_out(compiled.program.model.generation))
     clock("load the program")
-    with get_device(compiled.device).load(compiled, device_ids) as session:
+    with _session(compiled, device_ids, prefill) as session:
         choice = choice.or_usual(compiled.program.model.generation.get(LOOKUP), session.limits)
         with opened_decoding(choice, compiled, session.limits) as decoding:
             clock.stop()
             engine = Engine(session, decoding)
             yield engine, TextGenerator(engine, tokenizer, compiled.program.model.eos_token_ids)
+
+
+def _session(compiled: CompiledProgram, device_ids: Sequence[int] | None, prefill: CompiledProgram | None) -> Session:
+    session = get_device(compiled.device).load(compiled, device_ids)
+    return session if prefill is None else with_prefill(session, compiled, prefill)
 
 
 def generate(
@@ -137,7 +146,7 @@ def generate(
     check_program(compiled)
     check_prompts(tokenizer, task.prompts, compiled.spec)
     params = sampling_params(compiled.program.model.generation, task.sampling)
-    with opened(compiled, tokenizer, clock, choice, task.device_ids) as (engine, text):
+    with opened(compiled, tokenizer, clock, choice, task.device_ids, task.prefill) as (engine, text):
         outputs = _run(text, task, params, clock)
     geometry = compiled.spec.batch_size, compiled.spec.continuous_batching
     info = exec_info(outputs, *geometry, compiled.program.model.pad_token_id or 0, params.n)

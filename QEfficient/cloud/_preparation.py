@@ -16,12 +16,18 @@ from QEfficient.cloud._presentation import StageClock, note
 from QEfficient.cloud._requests import Requests
 from QEfficient.demo import DEMO_NAME
 from QEfficient.devices import Device, device_class, get_device
-from QEfficient.errors import ArtifactError, UnsupportedModelError
+from QEfficient.errors import ArtifactError, OptionError, UnsupportedModelError
 from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled, load_exported
 from QEfficient.specs import CompileSpec, ExportSpec
+from QEfficient.transformers.models.card_options import TARGET, Shapes, check_device, read_qaic_config, shaped
 
 logger = logging.getLogger(__name__)
 
+READ_IN_PART = ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode", "ccl_enabled")
+KINDS = (
+    *READ_IN_PART, "num_speculative_tokens", "prefill_only", "include_sampler", "max_top_k_ids", "replicate_kv_heads",
+)  # fmt: skip
+"""Flags for other kinds of calls; a draft model has none of them."""
 CARD_OPTIONS = (
     "num_cores", "mxfp6_matmul", "mxint8_kv_cache", "mos", "aic_enable_depth_first", "allow_mxint8_mdp_io",
 )  # fmt: skip
@@ -38,9 +44,9 @@ def model_name(arguments: argparse.Namespace) -> str:
 
 
 def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
-    """The geometry and the device's options, validated."""
+    """The geometry, the kinds of calls and the device's options, validated."""
     chunk, usual = arguments.prefill_seq_len, USUAL.prefill_seq_len or 1
-    return CompileSpec(
+    plain = CompileSpec(
         arguments.batch_size,
         min(usual, max(arguments.ctx_len, 1)) if chunk is None else chunk,
         arguments.ctx_len,
@@ -48,6 +54,29 @@ def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
         arguments.kv_cache_batch_size,
         device_options(arguments),
     )
+    try:
+        return shaped(plain, Shapes(**shapes(arguments)), read_qaic_config(qaic_config(arguments)))
+    except NotImplementedError as error:  # as Qualcomm's library says what does not go together
+        raise OptionError(str(error)) from None
+
+
+def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The kinds of calls that were asked for, in the words of `compile`."""
+    names = ("num_speculative_tokens", "comp_ctx_lengths_prefill", "comp_ctx_lengths_decode", "prefill_only")
+    found = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def qaic_config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What they need of the graph, in the words of Qualcomm's library."""
+    config = given(arguments, ("include_sampler", "max_top_k_ids", "replicate_kv_heads"))
+    if "max_top_k_ids" in config and "include_sampler" not in config:
+        raise UsageError("--max-top-k-ids goes with --include-sampler.")
+    if given(arguments, READ_IN_PART):
+        config["ccl_enabled"] = True
+    if given(arguments, ("speculative_target", "num_speculative_tokens")):
+        config["speculative_model_type"] = TARGET
+    return config
 
 
 def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,7 +118,8 @@ class Preparation:
         self._clock = clock
         self._store = ArtifactStore()
         self._source = source_options(arguments)
-        self._graph = given(arguments, ("use_onnx_subfunctions", "retain_full_kv", "kv_cache_prefix"))
+        self._graph = given(arguments, ("use_onnx_subfunctions", "retain_full_kv", "kv_cache_prefix", "kv_head_copies"))
+        self._config = qaic_config(arguments)
         self._batching = bool(arguments.full_batch_size or getattr(arguments, "continuous_batching", False))
         ExportSpec(kv_cache_prefix=arguments.kv_cache_prefix)  # refuses a prefix that cannot be one
 
@@ -107,6 +137,7 @@ class Preparation:
     def compiled(self, check: Callable[[CompileSpec], None] = lambda spec: None) -> CompiledProgram:
         """The compiled program. `check` is called with its geometry before the long work begins."""
         device, spec = get_device(self._arguments.device), compile_spec(self._arguments)
+        check_device(read_qaic_config(self._config), device)
         _say_where(device, self._arguments)
         needs = device.ingredients(device.own_options(spec.device_options))
         compile_dir = self._arguments.compile_dir
@@ -121,8 +152,6 @@ class Preparation:
         return load_compiled(folder)
 
     def _compile(self, model: Any, device: Device, spec: CompileSpec) -> Path:
-        exported = Path(model.export(**self._graph)).parent
-        self._requests(export_dir=None).keep("exported", exported)
         model.compile(
             compile_dir=self._arguments.compile_dir,
             prefill_seq_len=spec.prefill_seq_len,
@@ -131,8 +160,11 @@ class Preparation:
             full_batch_size=spec.full_batch_size,
             kv_cache_batch_size=spec.kv_cache_batch_size,
             device=device.name,
+            **shapes(self._arguments),
+            **self._graph,
             **spec.device_options,
         )
+        self._requests(export_dir=None).keep("exported", Path(model.onnx_path).parent)
         folder: Path = model.compiled.folder
         return folder
 
@@ -140,7 +172,8 @@ class Preparation:
         for folder in ("export_dir", "compile_dir"):
             if more.get(folder):
                 more[folder] = str(Path(more[folder]).expanduser().absolute())
-        options = {**self._source, **self._graph, "continuous_batching": self._batching, **more}
+        graph = {**self._graph, "qaic_config": self._config, "continuous_batching": self._batching}
+        options = {**self._source, **graph, **more}
         return Requests(self._store, self.name, options)
 
     def _open(self) -> Any:
@@ -151,7 +184,7 @@ class Preparation:
         quieten_libraries(self._arguments.verbose)
         self._clock("open the model", shown=False)  # downloads have bars of their own
         try:
-            model = QEFFAutoModelForCausalLM.from_pretrained(self.name, self._batching, **self._source)
+            model = QEFFAutoModelForCausalLM.from_pretrained(self.name, self._batching, self._config, **self._source)
         except TypeError as error:  # what Qualcomm's library raises for another kind of model
             if "causal language model" not in str(error):
                 raise
@@ -176,13 +209,18 @@ def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledP
     from QEfficient.cloud._compiled import find_compiled, is_compiled
 
     name = arguments.draft_model
-    return find_compiled(name) if is_compiled(name) else Preparation(name, arguments, clock).compiled()
+    plain = argparse.Namespace(**{key: value for key, value in vars(arguments).items() if key not in KINDS})
+    return find_compiled(name) if is_compiled(name) else Preparation(name, plain, clock).compiled()
 
 
 def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
     """A program compiled from its exported folder, without its model."""
     device, spec = get_device(arguments.device), compile_spec(arguments)
     device.own_options(spec.device_options)
+    made = given(arguments, ("include_sampler", "replicate_kv_heads"))
+    if made:
+        flags = ", ".join("--" + name.replace("_", "-") for name in made)
+        raise UsageError(f"{flags} shapes the graph, which --onnx-path names already. Export it so (export --help).")
     path, store = Path(arguments.onnx_path).expanduser(), ArtifactStore()
     if not path.exists():
         raise ArtifactError(f"there is no file {path}. `qefficient export` prints the path of the file that it wrote.")

@@ -6,19 +6,22 @@ import argparse
 import sys
 from collections import Counter
 
-from QEfficient.cloud._arguments import Parser, UsageError, add_device, add_export, add_geometry, add_model
+from QEfficient.cloud._arguments import Parser, UsageError, add_device, add_export, add_geometry, add_model, add_phase
 
 HELP = "Compile a model, or a program that was exported before, for a device; print the folder."
 EXAMPLES = """\
   qefficient compile --ctx-len 1024                  the built-in demo model
   qefficient compile ./checkpoint --ctx-len 4096 --full-batch-size 4 --weight-format int4
-  qefficient compile --onnx-path ./program-1234/LlamaForCausalLM.onnx --prompt-len 64"""
+  qefficient compile --onnx-path ./program-1234/LlamaForCausalLM.onnx --prompt-len 64
+  qefficient compile ./checkpoint --full-batch-size 4 --num-speculative-tokens 1,3,7
+  qefficient compile ./checkpoint --ctx-len 8192 --comp-ctx-lengths-decode 1024,4096,8192"""
 
 
 def add_arguments(parser: Parser) -> None:
     add_model(parser)
     add_export(parser)
     add_geometry(parser)
+    add_phase(parser)
     add_device(parser)
     group = parser.add_argument_group("program")
     group.add_argument("--onnx-path", metavar="FILE", help="compile this exported program in place of a model")

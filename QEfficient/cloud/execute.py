@@ -24,11 +24,15 @@ HELP = "Generate text with a compiled program alone."
 EXAMPLES = """\
   qefficient execute --qpc-path "$(qefficient compile ./checkpoint)" --prompt "My name is"
   qefficient execute --qpc-path ./qpc-0123456789abcdef --prompts-txt-file-path prompts.txt --json
-  qefficient execute --qpc-path ./qpc-0123456789abcdef --prompt "My name is" --draft-model ./qpc-fedcba9876543210"""
+  qefficient execute --qpc-path ./qpc-0123456789abcdef --prompt "My name is" --draft-model ./qpc-fedcba9876543210
+  qefficient execute --qpc-path ./qpc-new-tokens --prefill-qpc-path ./qpc-prompts --prompt Hello"""
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--qpc-path", metavar="DIR", required=True, help="the folder that compile printed, or its name")
+    parser.add_argument(
+        "--prefill-qpc-path", metavar="DIR", help="another program of the model, compiled --prefill-only, takes prompts"
+    )
     add_prompts(parser)
     add_sampling(parser)
     add_decoding(parser)
@@ -49,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.simulate is not None:
         refuse_simulating(compiled.device, f"the program in {compiled.folder} is for {compiled.device}")
     prompts, sampling = generation.read_prompts(arguments), generation.sampling(arguments)
-    task = generation.Task(prompts, sampling, arguments.json, arguments.device_group)
+    prefill = find_compiled(arguments.prefill_qpc_path) if arguments.prefill_qpc_path else None
+    task = generation.Task(prompts, sampling, arguments.json, arguments.device_group, prefill)
     with StageClock(arguments.verbose) as clock:
         clock("load the tokenizer")
         choice = generation.decoding(arguments, lambda: find_compiled(arguments.draft_model))

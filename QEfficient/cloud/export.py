@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from QEfficient.cloud._arguments import Parser, add_export, add_model, switch
+from QEfficient.cloud._arguments import Parser, add_export, add_model, add_sampler_width, positive, switch
 
 HELP = "Write a model as an ONNX program, or find it; print the path."
 EXAMPLES = """\
   qefficient export                                  the built-in demo model
   qefficient export meta-llama/Llama-3.2-1B --dtype float16
-  qefficient export --model-name ./checkpoint --full-batch-size 4 --json"""
+  qefficient export --model-name ./checkpoint --full-batch-size 4 --json
+  qefficient export ./checkpoint --full-batch-size 4 --speculative-target"""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,6 +23,12 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--continuous-batching", action="store_true", help="sequences may come and go one by one")
     group.add_argument("--full-batch-size", type=int, metavar="N", help="the same; the number matters when compiling")
     group.add_argument("--mxint8-kv-cache", nargs="?", type=switch, help=argparse.SUPPRESS)  # compile decides that
+    group = parser.add_argument_group("kinds of calls", "for compile --onnx-path with the same flags or numbers")
+    group.add_argument("--speculative-target", action="store_true", help="for compile --num-speculative-tokens")
+    group.add_argument("--ccl-enabled", action="store_true", help="for compile --comp-ctx-lengths-… or --ccl-enabled")
+    group.add_argument("--include-sampler", action="store_true", help="the program chooses the tokens itself")
+    add_sampler_width(group)
+    group.add_argument("--kv-head-copies", type=positive, metavar="N", help="hold each head of keys and values N times")
 
 
 def run(arguments: argparse.Namespace) -> int:

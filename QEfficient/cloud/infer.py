@@ -17,7 +17,8 @@ EXAMPLES = """\
   qefficient infer ./checkpoint --prompt "My name is" --ctx-len 512 --generation-len 64
   qefficient infer ./checkpoint --prompt "One|Two|Three" --full-batch-size 2 --temperature 0.8 --seed 1
   qefficient infer ./checkpoint --prompts-txt-file-path questions.txt --prompt-lookup
-  qefficient infer ./checkpoint --prompt "My name is" --draft-model ./smaller-checkpoint"""
+  qefficient infer ./checkpoint --prompt "My name is" --draft-model ./smaller-checkpoint
+  qefficient infer ./checkpoint --prompt "My name is" --ctx-len 16384 --ccl-enabled --device cloud_ai_100"""
 
 DEMO_PROMPT = "In the beginning"
 DEMO_LENGTH = 64

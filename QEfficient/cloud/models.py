@@ -93,7 +93,7 @@ def _test(names: dict[str, str], arguments: argparse.Namespace) -> int:
         models = [asdict(outcome) for outcome in outcomes]
         document({"models": models, "device": device, "simulated": chosen.simulated()})
     elif any(outcome.level != "exact" for outcome in outcomes):
-        table(("type", "level", "reason"), [(o.model_type, o.level, o.reason) for o in outcomes if o.level != "exact"])
+        table(("type", "level", "reason"), [(o.model_type, o.level, _why(o)) for o in outcomes if o.level != "exact"])
     counts = Counter(outcome.level for outcome in outcomes)
     where = f" on {place_name(device, True)}" if chosen.simulated() else ""
     note(f"{len(outcomes)} types{where}: " + ", ".join(f"{count} {level}" for level, count in counts.most_common()))
@@ -103,6 +103,10 @@ def _test(names: dict[str, str], arguments: argparse.Namespace) -> int:
     if broken:
         raise VerificationError(f"{len(broken)} of {len(outcomes)} types are wrong or crash: {', '.join(broken[:10])}.")
     return 0
+
+
+def _why(outcome: Outcome) -> str:
+    return "; ".join(filter(None, (outcome.reason, outcome.narrow.describe() if outcome.narrow else "")))
 
 
 def _say(outcome: Outcome) -> None:

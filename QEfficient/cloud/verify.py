@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from QEfficient.cloud._arguments import Geometry, Parser, add_device, add_geometry, add_model, add_prompts
+from QEfficient.cloud._arguments import Geometry, Parser, add_device, add_geometry, add_model, add_phase, add_prompts
 
 if TYPE_CHECKING:
     from QEfficient.verification.report import Report
@@ -15,7 +15,8 @@ HELP = "Compare Hugging Face, the transformed module and the program on a device
 EXAMPLES = """\
   qefficient verify                                  the built-in demo model
   qefficient verify ./checkpoint --full-batch-size 2 --device reference
-  qefficient verify "$(qefficient compile ./checkpoint)" --prompt "My name is" """.rstrip()
+  qefficient verify "$(qefficient compile ./checkpoint)" --prompt "My name is"
+  qefficient verify ./checkpoint --full-batch-size 2 --num-speculative-tokens 3 --device cloud_ai_100"""
 
 LENGTH = 24
 SHAPE = ("prefill_seq_len", "batch_size", "full_batch_size", "kv_cache_batch_size")
@@ -25,18 +26,19 @@ def add_arguments(parser: Parser) -> None:
     add_model(parser)
     add_prompts(parser)
     add_geometry(parser, Geometry(None, None, None))
+    add_phase(parser)
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._generation import read_prompts
     from QEfficient.cloud._logging import quieten_libraries
-    from QEfficient.cloud._preparation import device_options, given, model_name, source_options
+    from QEfficient.cloud._preparation import device_options, given, model_name, qaic_config, shapes, source_options
     from QEfficient.cloud._presentation import StageClock
     from QEfficient.devices import get_device
 
     prompts = read_prompts(arguments) if arguments.prompt or arguments.prompts_txt_file_path else None
-    own = device_options(arguments)
+    own, config = device_options(arguments), qaic_config(arguments)
     get_device(arguments.device).own_options(own)
     name = model_name(arguments)
     with StageClock(arguments.verbose) as clock:
@@ -51,7 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
             ctx_len=arguments.ctx_len,
             new_tokens=LENGTH if arguments.generation_len is None else arguments.generation_len,
             continuous_batching=True if arguments.full_batch_size else None,
-            options={**source_options(arguments), **given(arguments, SHAPE), **own},
+            options={
+                **source_options(arguments),
+                **given(arguments, SHAPE),
+                **shapes(arguments),
+                **({"qaic_config": config} if config else {}),
+                **own,
+            },
             progress=lambda stage: clock(stage, shown=stage != "open"),  # which has bars of its own
         )
     _print(report, arguments.json, clock.seconds)

@@ -26,7 +26,7 @@ from QEfficient.specs import CompileSpec, EncodeSpec
 
 logger = logging.getLogger(__name__)
 
-NOT_DEVICES = ("choosing", "handover", "slotted")
+NOT_DEVICES = ("choosing", "handover", "routing", "slotted")
 """Modules of this package that devices share."""
 FLOAT32_ERROR = 1e-3
 """Of a logit, as a part of the spread between largest and smallest: what another order of float32 sums may do."""
@@ -136,10 +136,8 @@ class Limits:
         for row in batch.rows:
             self._check_row(row)
         short = sum(self.is_short(row) for row in batch.rows)
-        counts = (
-            (f"at most {self.decode_chunk}", short, self.decode_rows),
-            ("more", len(taken) - short, self.prefill_rows),
-        )
+        one = "one" if self.decode_chunk == 1 else f"at most {self.decode_chunk}"
+        counts = ((one, short, self.decode_rows), ("several", len(taken) - short, self.prefill_rows))
         for what, count, most in counts:
             if count > most:
                 raise DeviceError(f"a batch has {count} rows of {what} token(s), but one run takes {most}.")
@@ -256,8 +254,12 @@ class Device(ABC):
     """What it can run, in the words of `ModelFacts.task`; `features` goes with the two methods for encoders."""
     options: Mapping[str, type] = {}
     """Names and types of this device's own compile options."""
+    chooses_tokens = True
+    """Whether it runs programs that choose tokens themselves."""
     has_ids = False
     """Whether there may be several of it, which `load` tells apart by numbers."""
+    computes_in: str = "float32"
+    """What it rounds to after each operator of a float32 program, where it is not told otherwise."""
     in_small_pieces: Mapping[str, Any] = {}
     """Options with which its sessions cut prompts into small pieces, beside a small `prefill_seq_len`: for checks."""
 
@@ -269,6 +271,11 @@ class Device(ABC):
     @classmethod
     def software(cls) -> str:
         """What is installed here that it works with, for people; empty where that is a library like others."""
+        return ""
+
+    @classmethod
+    def version(cls) -> str:
+        """Of what `software` names, for documents: without the place where it lies."""
         return ""
 
     @classmethod

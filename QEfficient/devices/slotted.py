@@ -46,8 +46,8 @@ def slotted_limits(spec: CompileSpec, positions: int | None = None) -> Limits:
     )
 
 
-def check_batching(graph: GraphSpec, spec: CompileSpec) -> None:
-    """Refuse a geometry for continuous batching on a graph without it, and the reverse; so with what steers a call."""
+def check_slots(graph: GraphSpec, spec: CompileSpec) -> None:
+    """Refuse a geometry for continuous batching on a graph without it, and the reverse."""
     if graph.continuous_batching and not spec.continuous_batching:
         raise OptionError("the program was exported for continuous batching: compile it with full_batch_size.")
     if spec.continuous_batching and not graph.continuous_batching:
@@ -55,6 +55,11 @@ def check_batching(graph: GraphSpec, spec: CompileSpec) -> None:
             f"full_batch_size {spec.full_batch_size} was asked for, but the program was exported without continuous"
             " batching. Export it again with continuous_batching=True."
         )
+
+
+def check_batching(graph: GraphSpec, spec: CompileSpec) -> None:
+    """As `check_slots`; so with what steers a call."""
+    check_slots(graph, spec)
     _check_control(graph, KEPT_LOGITS, "num_speculative_tokens", bool(spec.num_speculative_tokens))
     lengths = spec.comp_ctx_lengths_prefill, spec.comp_ctx_lengths_decode
     needed = [spec.prefill_only is not False, spec.prefill_only is not True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ class Comparison:
     """Whether that is too much."""
     outliers: int = 0
     """Steps with an error or a token that was not tolerated, too few to count."""
+    differing: int = 0
+    """Steps with another token than the expected one, whether that is tolerated or not."""
 
     @property
     def tokens_equal(self) -> bool:
@@ -57,6 +60,49 @@ class Comparison:
             return f"logits off by {percent(self.relative_error)} of their spread from step {self.first_error} on"
         off = f"logits off by {percent(self.relative_error)} of their spread"
         return f"another token in step {self.first_difference}, {off}"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two runs of some prompts say the same, each continuing them by its own likeliest tokens."""
+
+    against: str
+    prompts: int = 0
+    same: int = 0
+    """Prompts that both continue by the same tokens."""
+    steps: int = 0
+    ties: int = 0
+    """Steps in which they choose different tokens that are equally good."""
+    outliers: int = 0
+    error: float | None = None
+    """Largest error of a logit, as a part of the spread of its step."""
+    reason: str = ""
+    """Why nothing could be compared."""
+
+    def describe(self) -> str:
+        if self.reason:
+            return f"there is no {self.against} to compare with: {self.reason}"
+        return f"{self.same} of {self.prompts} prompts are continued as by the {self.against}{self.others}"
+
+    @property
+    def others(self) -> str:
+        """Steps that are not as they should be and yet good enough, as something to add."""
+        counts = ((self.ties, "ties"), (self.outliers, "outliers"))
+        return "".join(f", {count} of {self.steps} steps are {what}" for count, what in counts if count)
+
+
+def agreement(against: str, comparisons: Sequence[Comparison]) -> Agreement:
+    """Sum up comparisons of a run that was fed with the tokens of the other. As long as none differs, what it was fed
+    with is what it would have chosen itself."""
+    return Agreement(
+        against,
+        prompts=len(comparisons),
+        same=sum(c.differing == 0 for c in comparisons),
+        steps=sum(c.steps for c in comparisons),
+        ties=sum(c.ties for c in comparisons),
+        outliers=sum(c.outliers for c in comparisons),
+        error=max(c.relative_error for c in comparisons),
+    )
 
 
 def percent(part: float) -> str:
@@ -102,6 +148,7 @@ def compare(
         typical_error=usual,
         is_rough=not usual <= typical,
         outliers=int(forgiven.sum()),
+        differing=int((best != other).sum()),
     )
 
 

@@ -83,14 +83,18 @@ def rows_of(slot: int, tokens: Sequence[int], chunk: int, singly: int = 0, start
 
 
 def feed(session: Session, waiting: Mapping[int, Sequence[Row]]) -> dict[int, dict[int, np.ndarray]]:
-    """Run the rows of some slots side by side; for each slot, position of a row's last token → logits after it."""
+    """Run the rows of some slots side by side; for each slot, position → logits after it, as many as rows want."""
     queues = {slot: list(rows) for slot, rows in waiting.items()}
     found: dict[int, dict[int, np.ndarray]] = {slot: {} for slot in queues}
     while ready := [rows[0] for rows in queues.values() if rows]:
-        several = [row for row in ready if len(row.tokens) > 1][: session.limits.prefill_rows]
+        several = [row for row in ready if not session.limits.is_short(row)][: session.limits.prefill_rows]
         now = _within(several or ready[: session.limits.decode_rows], session.limits.tokens)
-        for row, logits in zip(now, session.run(Batch(tuple(now))), strict=True):
-            found[row.slot][row.start + len(row.tokens) - 1] = logits.copy()
+        ends = np.cumsum([row.logits for row in now])
+        logits = session.run(Batch(tuple(now)))
+        for row, end in zip(now, ends, strict=True):
+            behind = row.start + len(row.tokens)
+            for back in range(1, row.logits + 1):
+                found[row.slot][behind - back] = logits[end - back].copy()
             queues[row.slot].pop(0)
     return found
 

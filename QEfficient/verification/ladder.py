@@ -3,10 +3,13 @@
 Where a device keeps other weights (compressed ones), nobody but the reference device with these very weights can say
 what is right: then the program as exported is compared with Hugging Face on the reference device, and the device's with
 the reference device: once as it is, and once with nothing rounded beside those weights, where they must agree closely.
+Where a device computes in another precision than float32, its tokens are also held against those of the reference
+device in that one.
 
 1. open       the model, or the artifact and the model that it was made from
 2. compile    the program, or take that of the artifact
-3. expect     Hugging Face eager in float32, greedily, without a cache; the reference device with the stored weights
+3. expect     Hugging Face eager in float32, greedily, without a cache; the reference device with the stored weights,
+              and in the device's precision
 4. compare    each stage fed with the expected tokens, all prompts through one engine
 5. torture    the cache of each stage
 6. locate     the stage and the layer where they part, if they do
@@ -32,15 +35,17 @@ from QEfficient.generation.request import Request
 from QEfficient.generation.scheduler import Scheduler
 from QEfficient.program import CompiledProgram, GraphSpec
 from QEfficient.transformers.models.stages import versions
-from QEfficient.transformers.transform import retain
-from QEfficient.verification.comparison import TOLERANCE
+from QEfficient.transformers.transform import retain, with_copied_heads
+from QEfficient.verification.comparison import TOLERANCE, Agreement, agreement
 from QEfficient.verification.eager import Expected, expect, load_eager, twin
 from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import forced_logits
 from QEfficient.verification.locate import TOLERANCE as STATE_TOLERANCE
 from QEfficient.verification.locate import Place, locate_in_module, locate_in_program
 from QEfficient.verification.module_session import ModuleSession, StatefulModule
+from QEfficient.verification.narrow_reference import Original, narrow_reference, reference_in
 from QEfficient.verification.report import Check, Report, StageResult, report_path
+from QEfficient.verification.steering import for_padded_calls
 from QEfficient.verification.target import Target, open_target
 from QEfficient.verification.tiny_models import prompts as random_prompts
 from QEfficient.verification.torture import Bench, torture
@@ -77,7 +82,9 @@ def verify(
 ) -> Report:
     """Compare the stages of a model (name, folder, `demo`, object) or of an artifact (its folder).
 
-    `options`: more of `compile` (`prefill_seq_len`, `batch_size`, the device's own) and of `from_pretrained`.
+    `options`: more of `compile` (`prefill_seq_len`, `num_speculative_tokens`, the device's own) and of
+    `from_pretrained` (`qaic_config` too). A program that chooses its tokens itself has no logits to compare, and is
+    refused.
     The program is exported and compiled in the usual store; the report is written beside it and returned.
     """
     start = time.perf_counter()
@@ -91,8 +98,12 @@ def verify(
         model, ids, new_tokens, slotted_limits(compiled.spec, compiled.program.graphs["lm"].spec.context.positions)
     )
     chosen = get_device(compiled.device)
-    with stored_weights(chosen, compiled, expected) as stored:
-        report = Ladder(model, compiled, chosen, expected, stored).report(start, progress)
+    original = Original(opened.source, model)
+    with (
+        stored_weights(chosen, compiled, expected) as stored,
+        narrow_reference(chosen, compiled.spec, original, expected) as narrow,
+    ):
+        report = Ladder(model, compiled, chosen, expected, stored, narrow).report(start, progress)
     try:
         report.write(report_path(compiled.folder))
     except OSError as error:
@@ -122,6 +133,13 @@ def _expected(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int, lim
     return [expect(model, prompt, min(new_tokens, limits.ctx_len - len(prompt))) for prompt in prompts]
 
 
+def _head_copies(retained: StatefulModule, graph: GraphSpec) -> int:
+    """How often the program's states hold each head of keys."""
+    pairs = zip(retained.plans, graph.states, strict=False)  # other numbers of them are refused by the session
+    held = ((plan, state.tensor.shape[1]) for plan, state in pairs if plan.kind == "key" and plan.direct)
+    return max((int(heads) // plan.shape[0] for plan, heads in held if plan.shape[0]), default=1)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One rung: how to open a session of it."""
@@ -142,17 +160,20 @@ class Ladder:
         device: Device,
         expected: Sequence[Expected],
         stored: Truth | None = None,
+        narrow: Truth | str | None = None,
     ) -> None:
         self._model, self._compiled, self._device = model, compiled, device
         self._truth = hugging_face(model, expected, TOLERANCES[compiled.program.dtype])
-        self._stored = stored
+        self._stored, self._narrow = stored, narrow
         self._limits: dict[str, Limits] = {}
         self._program_stage = f"program on {device.name}"
 
     @cached_property
     def retained(self) -> StatefulModule:
-        """The retained module over the weights of the reference; rolling where the program's states roll."""
-        return retain(twin(self._model), rolling=bool(self._graph.windows))
+        """The retained module over the weights of the reference; rolling where the program's states roll, with as many
+        copies of heads."""
+        retained = retain(twin(self._model), rolling=bool(self._graph.windows))
+        return with_copied_heads(retained, _head_copies(retained, self._graph))
 
     @property
     def _graph(self) -> GraphSpec:
@@ -172,7 +193,7 @@ class Ladder:
         return Stage(name, partial(self._open_program, compiled), truth)
 
     def _open_module(self, poison: bool = False, states: Mapping[str, np.ndarray] | None = None) -> ModuleSession:
-        return ModuleSession(self.retained, self._graph, self._compiled.spec, poison, states)
+        return ModuleSession(self.retained, self._graph, for_padded_calls(self._compiled).spec, poison, states)
 
     def _open_twin(self, states: Mapping[str, np.ndarray]) -> ModuleSession:
         return self._open_module(states=states)
@@ -183,7 +204,7 @@ class Ladder:
         return None if poison else self._device.load(compiled)
 
     def _open_exported(self, poison: bool = False) -> Session:
-        return ReferenceDevice(poison).load(replace(self._compiled, device=ReferenceDevice.name))
+        return ReferenceDevice(poison).load(replace(for_padded_calls(self._compiled), device=ReferenceDevice.name))
 
     def report(self, start: float, progress: Progress) -> Report:
         results: list[StageResult] = []
@@ -194,6 +215,7 @@ class Ladder:
         if self._stored is not None:
             last = replace(self._program(self._program_stage, self._compiled), truth=self._truth)
             results += self._compared(last, is_judged=False)
+        beside = self._compared_narrowly()
         for stage in self.stages():
             if stage.name == self._program_stage or self._model.num_parameters() <= CHEAP_PARAMETERS:
                 progress(f"torture {stage.name}")
@@ -206,12 +228,13 @@ class Ladder:
             dtype=self._compiled.program.dtype,
             geometry=spec,
             tolerance=self._truth.allowed.largest,
-            results=results,
+            results=[*results, *beside],
             checks=checks,
-            parting=self._parting(results, checks),
+            parting=self._parting([*results, *beside], checks),
             seconds=round(time.perf_counter() - start, 1),
             versions=versions(),
             simulated=self._compiled.simulated,
+            narrow=self._agreement(beside),
         )
 
     def _compared(self, stage: Stage, is_judged: bool = True) -> list[StageResult]:
@@ -226,6 +249,19 @@ class Ladder:
             comparison = truth.compare(e.logits, logits)
             results.append(StageResult(stage.name, number, len(e.prompt), comparison, truth.name, allowed))
         return results
+
+    def _compared_narrowly(self) -> list[StageResult]:
+        """The program beside the reference device in the precision that it computes in, where there is one."""
+        if not isinstance(self._narrow, Truth):
+            return []
+        stage, allowed = self._program(self._program_stage, self._compiled), self._device.accuracy(self._compiled)
+        return self._compared(replace(stage, truth=self._narrow.allowing(allowed)))
+
+    def _agreement(self, beside: Sequence[StageResult]) -> Agreement | None:
+        if isinstance(self._narrow, Truth):
+            return agreement(self._narrow.name, [result.comparison for result in beside])
+        name = reference_in(self._device.computes_in)
+        return Agreement(name, reason=self._narrow) if self._narrow is not None else None
 
     def _bench(self, stage: Stage) -> Bench:
         rules = [plan.rule for plan in self.retained.plans if plan.kind == "key"]

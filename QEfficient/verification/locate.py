@@ -53,13 +53,13 @@ class Recorder:
         self.outputs: dict[Key, list[torch.Tensor]] = {}
         self.runs = 0
         self._calls: dict[str, int] = {}
-        self._shape = (0, 0)
+        self._shape: tuple[int, ...] = (0, 0)
         self._kept = 0
 
     @contextmanager
-    def run(self, rows: int, length: int, kept: int) -> Iterator[None]:
+    def run(self, shape: tuple[int, ...], kept: int) -> Iterator[None]:
         """Record one run of `[rows, length]` tokens, of which the first `kept` of the first row count."""
-        self._calls, self._shape, self._kept = {}, (rows, length), kept
+        self._calls, self._shape, self._kept = {}, shape, kept
         handles = [m.register_forward_hook(self._hook(path)) for path, m in self.model.named_modules() if path]
         try:
             yield
@@ -87,14 +87,11 @@ def locate_in_module(model: Any, session: ModuleSession, tokens: Sequence[int], 
     """The first module of the retained model whose output differs from that of Hugging Face's `model`."""
     assert session.module is not None
     wanted, found = Recorder(model), Recorder(session.module.model)
-    with torch.no_grad(), wanted.run(1, len(tokens), len(tokens)):
+    with torch.no_grad(), wanted.run((1, len(tokens)), len(tokens)):
         model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
-    limits = session.limits
-    for row in rows_of(0, tokens, limits.chunk, singly):
-        single = len(row.tokens) == 1
-        rows, length = (limits.decode_rows, 1) if single else (limits.prefill_rows, limits.chunk)
-        with found.run(rows, length, len(row.tokens)):
-            session.run(Batch((row,)))
+    session.watch = lambda feeds: found.run(feeds["input_ids"].shape, int((feeds["position_ids"][0] >= 0).sum()))
+    for row in rows_of(0, tokens, session.limits.chunk, singly):
+        session.run(Batch((row,)))
     return _first_module(wanted.whole(), found.whole())
 
 

@@ -3,7 +3,8 @@
 Each type runs twice: three prompts of different lengths in a static batch of three, and through continuous batching in
 two slots (whose state starts as NaN on the reference device). Both prefill in chunks of six tokens, in a context that
 was not traced with. Where the device keeps other weights, the reference device with these weights stands in for Hugging
-Face, and `stated` is what is as near to it as the device says.
+Face, and `stated` is what is as near to it as the device says. Where the device computes in another precision than
+float32, it is also compared with the reference device in that one.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from typing import Any
 import torch
 import transformers
 
-from QEfficient.devices import device_class, get_device
+from QEfficient.devices import Device, device_class, get_device
 from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.errors import QEfficientError
 from QEfficient.program import CompiledProgram, load_compiled, place_name
+from QEfficient.transformers.loading import open_source
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
 from QEfficient.transformers.models.stages import versions
-from QEfficient.verification.comparison import TOLERANCE, Comparison, percent
+from QEfficient.verification.comparison import TOLERANCE, Agreement, Comparison, agreement, percent
 from QEfficient.verification.eager import Expected, expect
 from QEfficient.verification.forced import forced_logits
+from QEfficient.verification.narrow_reference import WIDE, Original, narrow_reference, reference_in
 from QEfficient.verification.tiny_models import causal_types, prompts, tiny_model
 from QEfficient.verification.truth import Truth, hugging_face, stored_weights
 from QEfficient.verification.workers import Failure, run_each
@@ -49,7 +52,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "static batch": {"batch_size": 3},
     "continuous batching": {"full_batch_size": 2},
 }
-TIMEOUT = 180.0
+TIMEOUT = 300.0
+COLUMNS = ("type", "level", "state", "error", "seconds")
 STATED = ("`stated`: as near as the device says to Hugging Face or, with weights of its own, to the reference device.",)
 
 
@@ -67,6 +71,18 @@ class Outcome:
     """Why it is not exact, in one line; of an exact type what is worth knowing."""
     error: float | None = None
     """Largest logit error, as a part of the spread of the logits."""
+    narrow: Agreement | None = None
+    """With the reference device in the device's own precision; None where that is float32."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is compared with what is true for a device, and with the reference device in its precision."""
+
+    forms: Mapping[str, list[Comparison]]
+    """By what tells a form of the program from others."""
+    narrow: list[Comparison] | str | None
+    """A text says why there is nothing to compare with."""
 
 
 def run(
@@ -128,7 +144,9 @@ def _one_line(error: Exception) -> str:
 def _checked(model_type: str, device: str, options: Mapping[str, Any]) -> Outcome:
     model = tiny_model(model_type)
     expected = [expect(model, prompt, NEW_TOKENS) for prompt in prompts(model)]
+    original = Original(open_source(model, transformers.AutoModelForCausalLM, {}), model)
     found: dict[str, list[Comparison]] = {}
+    narrow: dict[str, list[Comparison] | str | None] = {}
     outcome = Outcome(model_type, "")
     for way, geometry in WAYS.items():
         kind = device_class(device)
@@ -138,9 +156,20 @@ def _checked(model_type: str, device: str, options: Mapping[str, Any]) -> Outcom
             compiled = _compiled(model, asked, Path(folder))
             states, note = _states(compiled)
             outcome = replace(outcome, states=states, reason=note)
-            for form, comparisons in _compared(compiled, hugging_face(model, expected, TOLERANCE)).items():
-                found[way + form] = comparisons
-    return _judged(outcome, found, expected)
+            judgement = _compared(compiled, original, expected)
+            found |= {way + form: comparisons for form, comparisons in judgement.forms.items()}
+            narrow[way] = judgement.narrow
+    outcome = replace(outcome, narrow=_agreement(device_class(device).computes_in, list(narrow.values())))
+    return _judged(outcome, found, narrow, expected)
+
+
+def _agreement(dtype: str, found: Sequence[list[Comparison] | str | None]) -> Agreement | None:
+    if dtype == WIDE:
+        return None
+    reason = next((one for one in found if isinstance(one, str)), None)
+    if reason is not None:
+        return Agreement(reference_in(dtype), reason=reason)
+    return agreement(reference_in(dtype), [c for one in found if isinstance(one, list) for c in one])
 
 
 def _compiled(model: Any, geometry: Mapping[str, Any], folder: Path) -> CompiledProgram:
@@ -149,21 +178,25 @@ def _compiled(model: Any, geometry: Mapping[str, Any], folder: Path) -> Compiled
     return load_compiled(wrapped.compile(compile_dir=folder / "compiled", **geometry, **GEOMETRY))
 
 
-def _compared(compiled: CompiledProgram, eager: Truth) -> dict[str, list[Comparison]]:
+def _compared(compiled: CompiledProgram, original: Original, expected: Sequence[Expected]) -> Judgement:
     """The prompts, in each form in which the program is held against something."""
     slots = compiled.spec.continuous_batching
     device = ReferenceDevice(poison=slots) if compiled.device == JUDGE else get_device(compiled.device)
     exact = device.exactly(compiled)
-    with stored_weights(device, compiled, eager.expected) as stored:
-        found = {}
-        for name, form in {"": compiled, " (nothing else rounded)": exact}.items():
-            if form is None:
-                continue
-            truth = (stored or eager).allowing(device.accuracy(form))
-            with device.load(form) as session:
-                logits = forced_logits(session, truth.expected)
-            found[name] = [truth.compare(e.logits, own) for e, own in zip(truth.expected, logits, strict=True)]
-    return found
+    eager = hugging_face(original.model, expected, TOLERANCE)
+    with stored_weights(device, compiled, expected) as stored:
+        forms = {"": compiled, " (nothing else rounded)": exact}
+        found = {name: _forced(device, form, stored or eager) for name, form in forms.items() if form is not None}
+    with narrow_reference(device, compiled.spec, original, expected, threads=ALONE["num_threads"]) as narrow:
+        told = _forced(device, compiled, narrow) if isinstance(narrow, Truth) else narrow
+    return Judgement(found, told)
+
+
+def _forced(device: Device, compiled: CompiledProgram, truth: Truth) -> list[Comparison]:
+    truth = truth.allowing(device.accuracy(compiled))
+    with device.load(compiled) as session:
+        logits = forced_logits(session, truth.expected)
+    return [truth.compare(e.logits, own) for e, own in zip(truth.expected, logits, strict=True)]
 
 
 def _states(compiled: CompiledProgram) -> tuple[str, str]:
@@ -176,15 +209,18 @@ def _states(compiled: CompiledProgram) -> tuple[str, str]:
     return states, str(ways.get("reason", ""))
 
 
-def _judged(outcome: Outcome, found: Mapping[str, list[Comparison]], expected: Sequence[Expected]) -> Outcome:
+def _judged(
+    outcome: Outcome,
+    found: Mapping[str, list[Comparison]],
+    narrow: Mapping[str, list[Comparison] | str | None],
+    expected: Sequence[Expected],
+) -> Outcome:
     """Level and reason, from the comparisons of each way."""
-    named = [
-        (f"{way}, prompt of {len(e.prompt)}", c)
-        for way, comparisons in found.items()
-        for e, c in zip(expected, comparisons, strict=True)
-    ]
+    named = _named(found, expected)
     outcome = replace(outcome, error=max(c.relative_error for _, c in named))
-    failed = [(name, c) for name, c in named if not c.passed]
+    beside = f" against {outcome.narrow.against}" if outcome.narrow else ""
+    others = _named({way + beside: one for way, one in narrow.items() if isinstance(one, list)}, expected)
+    failed = [(name, c) for name, c in (*named, *others) if not c.passed]
     if not failed:
         is_exact = outcome.error is not None and outcome.error <= TOLERANCE
         every = [c for _, c in named]
@@ -194,6 +230,14 @@ def _judged(outcome: Outcome, found: Mapping[str, list[Comparison]], expected: S
         return replace(outcome, level="close", reason=_close([c for _, c in named]))
     name, worst = failed[0]
     return replace(outcome, level="wrong", reason=f"{name}: {worst.describe()}")
+
+
+def _named(found: Mapping[str, list[Comparison]], expected: Sequence[Expected]) -> list[tuple[str, Comparison]]:
+    return [
+        (f"{way}, prompt of {len(e.prompt)}", c)
+        for way, comparisons in found.items()
+        for e, c in zip(expected, comparisons, strict=True)
+    ]
 
 
 def _ties(comparisons: Sequence[Comparison]) -> str:
@@ -224,7 +268,10 @@ def to_markdown(outcomes: Sequence[Outcome], device: str = JUDGE) -> str:
     counts = {level: sum(o.level == level for o in outcomes) for level in LEVELS}
     summary = ", ".join(f"{count} {level}" for level, count in counts.items() if count)
     where = place_name(device, device_class(device).simulated())
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    libraries = (f"{name} {version}" for name, version in versions().items())
+    used = ", ".join(filter(None, (*libraries, device_class(device).version())))
+    narrow = [o.narrow for o in outcomes if o.narrow is not None]
+    titles = [*COLUMNS, *([f"as {narrow[0].against}"] if narrow else []), "reason"]
     lines = [
         "# Causal language models",
         "",
@@ -233,16 +280,39 @@ def to_markdown(outcomes: Sequence[Outcome], device: str = JUDGE) -> str:
         "static batch and with continuous batching in two slots, prefilled in chunks of "
         f"{GEOMETRY['prefill_seq_len']}.",
         *(STATED if counts["stated"] else ()),
+        *(_summed(narrow) if narrow else ()),
         "",
         f"**{len(outcomes)} types: {summary}.** Versions: {used}.",
         "",
-        "| type | level | state | error | seconds | reason |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(titles)} |",
+        "|---" * len(titles) + "|",
     ]
-    return "\n".join([*lines, *map(_row, outcomes)]) + "\n"
+    return "\n".join([*lines, *(_row(outcome, bool(narrow)) for outcome in outcomes)]) + "\n"
 
 
-def _row(outcome: Outcome) -> str:
+def _summed(narrow: Sequence[Agreement]) -> list[str]:
+    """What the column of the reference device in another precision says, and its sum."""
+    there = [one for one in narrow if not one.reason]
+    same, prompts = sum(one.same for one in there), sum(one.prompts for one in there)
+    ties, steps = sum(one.ties for one in there), sum(one.steps for one in there)
+    whole = sum(one.same == one.prompts for one in there)
+    outliers = sum(one.outliers for one in there)
+    return [
+        f"`as {narrow[0].against}`: of how many prompts all greedy tokens are the same, each device",
+        "choosing for itself (where steps are ties, two tokens are so near that either may be chosen), and the largest",
+        f"distance of two logits. {same} of {prompts} prompts are continued alike,",
+        f"all of {whole} of {len(there)} types; of {steps} steps {ties} are ties, {outliers} outliers.",
+    ]
+
+
+def _row(outcome: Outcome, has_narrow: bool = False) -> str:
     error = "" if outcome.error is None else f"{outcome.error:.0e}"
-    cells = (outcome.model_type, outcome.level, outcome.states, error, f"{outcome.seconds:.1f}", outcome.reason)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    cells = [outcome.model_type, outcome.level, outcome.states, error, f"{outcome.seconds:.1f}"]
+    cells += [_beside(outcome.narrow)] if has_narrow else []
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, outcome.reason]) + " |"
+
+
+def _beside(narrow: Agreement | None) -> str:
+    if narrow is None or narrow.error is None:
+        return narrow.reason if narrow else ""
+    return f"{narrow.same} of {narrow.prompts}{narrow.others}; {percent(narrow.error)}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from QEfficient.transformers.replay import ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 
 StatefulModule = RetainedModule | ReplayModule
+Feeds = dict[str, np.ndarray]
 
 
 class ModuleSession(SlottedSession):
@@ -43,13 +45,15 @@ class ModuleSession(SlottedSession):
             given = (torch.from_numpy(states[name]) for name in self._names)
             made = [value.to(old.dtype) for value, old in zip(given, made, strict=True)]
         self._states = made
+        self.watch: Callable[[Feeds], AbstractContextManager[None]] = lambda feeds: nullcontext()
+        """What is around each call of the module."""
 
-    def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    def _execute(self, feeds: Feeds) -> np.ndarray:
         if self.module is None:
             raise DeviceError("the session is closed.")
         fed: dict[str, Any] = {name: torch.from_numpy(array) for name, array in feeds.items()}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.watch(feeds):
                 tokens = fed.pop("input_ids"), fed.pop("position_ids"), fed.pop("batch_index", None)
                 output = self.module(*tokens, fed, self._states)
         except (IndexError, RuntimeError) as error:

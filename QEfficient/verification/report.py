@@ -17,7 +17,7 @@ from QEfficient.artifacts import write_json
 from QEfficient.devices import Accuracy
 from QEfficient.errors import VerificationError
 from QEfficient.program import place_name
-from QEfficient.verification.comparison import Comparison, percent
+from QEfficient.verification.comparison import Agreement, Comparison, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,6 +85,8 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     simulated: bool = False
     """Whether stand-ins answered for the device."""
+    narrow: Agreement | None = None
+    """With the reference device in the precision that the device computes in, where that is not float32."""
 
     @property
     def place(self) -> str:
@@ -143,13 +145,14 @@ class Report:
 
     def verdict(self) -> str:
         """One sentence, which says how far a stage may be from what it is compared with, where that is not as usual."""
+        beside = self.narrow.describe() if self.narrow else ""
         if not self.passed:
             failed = f"{len(self.failures)} of {self.judged} comparisons failed"
-            return f"{self.model} on {self.place}: {failed}. {self.parting}"
+            return ". ".join(filter(None, (f"{self.model} on {self.place}: {failed}", beside, self.parting)))
         passed = f"{self.model} on {self.place}: all {self.judged} comparisons passed in {self.seconds:.1f} s"
         far = [r for r in self.results if r.allowed and r.allowed.largest > self.tolerance]
         clauses = dict.fromkeys(f"{r.stage} is as {r.against}, {_bounds(r.allowed)}" for r in far if r.allowed)
-        return ": ".join(filter(None, (passed, "; ".join(clauses)))) + "."
+        return ": ".join(filter(None, (passed, "; ".join(filter(None, (*clauses, beside)))))) + "."
 
 
 Row = TypeVar("Row", StageResult, Check)

@@ -13,9 +13,26 @@ import transformers
 from QEfficient.artifacts import ArtifactStore, plain
 from QEfficient.devices import FOREIGN_OPTIONS, get_device
 from QEfficient.errors import ArtifactError, OptionError
-from QEfficient.program import MANIFEST, CompiledProgram, ExportedProgram, compiled_folder, load_compiled, load_exported
+from QEfficient.program import (
+    COMPUTE_CONTEXT,
+    KEPT_LOGITS,
+    MANIFEST,
+    CompiledProgram,
+    ExportedProgram,
+    compiled_folder,
+    load_compiled,
+    load_exported,
+)
 from QEfficient.specs import CompileSpec
 from QEfficient.transformers.loading import ModelSource, open_source
+from QEfficient.transformers.models.card_options import (
+    CardConfig,
+    Shapes,
+    graph_options,
+    numbers,
+    read_qaic_config,
+    shaped,
+)
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
 from QEfficient.transformers.models.stages import compile_program
 
@@ -23,6 +40,8 @@ SHORTEST_CONTEXT = 64
 DEFAULTS = {"prefill_seq_len": 8, "batch_size": 3}
 """Small chunks: prompts cross several of their edges."""
 DEFAULT_SLOTS = 2
+DEFAULT_AHEAD = 3
+"""Tokens tried ahead, of a program that can."""
 
 
 @dataclass
@@ -34,6 +53,7 @@ class Target:
     compiled: CompiledProgram | None = None
     geometry: dict[str, Any] = field(default_factory=dict)
     """Options of `compile` that were given."""
+    qaic_config: Mapping[str, Any] | None = None
 
     def tokenizer(self) -> Any | None:
         return self.source.tokenizer()
@@ -50,25 +70,49 @@ class Target:
         if self.compiled is not None:
             self._refuse_geometry(device, continuous_batching, ctx_len)
             return self.compiled
-        wants_slots = bool(continuous_batching or self.geometry.get("full_batch_size"))
-        program = self.program or self._exported(wants_slots, progress)
+        chosen, wants_slots = get_device(device), bool(continuous_batching or self.geometry.get("full_batch_size"))
+        length = ctx_len or max(SHORTEST_CONTEXT, -(-needed // 8) * 8)
+        shapes = self._shapes(length)
+        spec = self._spec(wants_slots, length, chosen.in_small_pieces)
+        program = self.program or self._exported(spec, shapes, progress)
         batches = program.graphs["lm"].spec.continuous_batching
         if continuous_batching is not None and continuous_batching != batches:
             kind = "with" if batches else "without"
             raise OptionError(f"the program in {program.folder} was exported {kind} continuous batching.")
-        chosen = get_device(device)
         progress("compile")
-        length = ctx_len or max(SHORTEST_CONTEXT, -(-needed // 8) * 8)
-        return compile_program(program, self._spec(batches, length, chosen.in_small_pieces), chosen, ArtifactStore())
+        spec = self._spec(batches, length, chosen.in_small_pieces)
+        return compile_program(program, shaped(spec, shapes, self._card), chosen, ArtifactStore())
 
-    def _exported(self, continuous_batching: bool, progress: Callable[[str], None]) -> ExportedProgram:
-        model = QEFFAutoModelForCausalLM(self.source, continuous_batching=continuous_batching)
+    @property
+    def _card(self) -> CardConfig:
+        """What the graph can do, or is to."""
+        if self.program is None:
+            return read_qaic_config(self.qaic_config)
+        there = _inputs(self.program)
+        return CardConfig(KEPT_LOGITS in there, COMPUTE_CONTEXT in there)
+
+    def _shapes(self, ctx_len: int) -> Shapes:
+        """The kinds of calls that were asked for; some of each kind that the graph is for where none was."""
+        given = {name: value for name, value in self.geometry.items() if name in _shape_names(Shapes)}
+        if self._card.speculative_target:
+            given.setdefault("num_speculative_tokens", DEFAULT_AHEAD)
+        if self._card.compute_context and self.program is not None and not Shapes(**given).reads_less:
+            half, quarter = -(-ctx_len // 2), -(-ctx_len // 4)
+            given |= {"comp_ctx_lengths_prefill": [quarter], "comp_ctx_lengths_decode": [half, ctx_len]}
+        return Shapes(**given)
+
+    def _exported(self, spec: CompileSpec, shapes: Shapes, progress: Callable[[str], None]) -> ExportedProgram:
+        model = QEFFAutoModelForCausalLM(self.source, spec.continuous_batching, self.qaic_config)
         model.progress = progress
-        return load_exported(Path(model.export()).parent)
+        devices = self.geometry.get("num_devices") or 1
+        options = graph_options(self._card, shapes, self.source.config, devices, shaped(spec, shapes, self._card))
+        return load_exported(Path(model.export(**options)).parent)
 
     def _spec(self, continuous_batching: bool, ctx_len: int, pieces: Mapping[str, Any]) -> CompileSpec:
-        shape = {name: value for name, value in self.geometry.items() if name in _shape_names()}
-        own = {name: value for name, value in self.geometry.items() if name not in shape}
+        calls = _shape_names(Shapes)
+        plain = {name: value for name, value in self.geometry.items() if name not in calls}
+        shape = {name: value for name, value in plain.items() if name in _shape_names()}
+        own = {name: value for name, value in plain.items() if name not in shape}
         if continuous_batching:
             shape.setdefault("full_batch_size", DEFAULT_SLOTS)
             shape.setdefault("batch_size", 1)
@@ -80,6 +124,7 @@ class Target:
         asked = {"device": device, "continuous_batching": continuous_batching, "ctx_len": ctx_len, **self.geometry}
         for name, value in asked.items():
             found = self.compiled.device if name == "device" else getattr(spec, name, spec.device_options.get(name))
+            value = tuple(sorted(set(numbers(name, value)))) if isinstance(found, tuple) else value
             if value is not None and value != found:
                 raise OptionError(
                     f"{name}={value!r} was asked for, but the program in {self.compiled.folder} is compiled for"
@@ -91,18 +136,52 @@ def open_target(target: Any, options: Mapping[str, Any], device: str | None) -> 
     """Find out what `target` is, and which options are for `compile`; refuses what cannot be verified."""
     known = {*_shape_names(), *FOREIGN_OPTIONS, *get_device(device).options}
     geometry = {name: value for name, value in options.items() if name in known}
-    rest = {name: value for name, value in options.items() if name not in geometry}
+    rest = {name: value for name, value in options.items() if name not in (*geometry, "qaic_config")}
+    config = options.get("qaic_config")
+    check_compared(read_qaic_config(config).sampler is not None)
     if isinstance(target, ModelSource):
-        return Target(target, geometry=geometry)
+        return Target(target, geometry=geometry, qaic_config=config)
     artifact = compiled_folder(Path(target).expanduser()) if isinstance(target, (str, Path)) else None
     if artifact is not None and (artifact / MANIFEST).is_file():
-        return _open_artifact(artifact, rest, geometry)
+        opened = _open_artifact(artifact, rest, geometry)
+        assert opened.program is not None
+        _check_config(opened.program, read_qaic_config(config))
+        return opened
     model = str(target) if isinstance(target, Path) else target
-    return Target(open_source(model, transformers.AutoModelForCausalLM, rest), geometry=geometry)
+    source = open_source(model, transformers.AutoModelForCausalLM, rest)
+    return Target(source, geometry=geometry, qaic_config=config)
 
 
-def _shape_names() -> set[str]:
-    return {f.name for f in fields(CompileSpec)} - {"device_options"}
+def check_compared(chooses_tokens: bool) -> None:
+    """Refuse what gives nothing to compare."""
+    if chooses_tokens:
+        raise OptionError(
+            "the program chooses its tokens itself and gives no logits, which are what is compared. Verify the same"
+            " model without include_sampler; the rest of the graph is the same."
+        )
+
+
+def _check_config(program: ExportedProgram, config: CardConfig) -> None:
+    """Refuse what an exported graph has not, or does not tell."""
+    there = _inputs(program)
+    asked = {
+        "speculative_model_type": config.speculative_target and KEPT_LOGITS not in there,
+        "ccl_enabled": config.compute_context and COMPUTE_CONTEXT not in there,
+        "replicate_kv_heads": config.replicate_kv_heads,
+    }
+    for name in (name for name, is_wrong in asked.items() if is_wrong):
+        raise OptionError(
+            f"qaic_config['{name}'] was asked for, but the program in {program.folder} is exported already. Leave it"
+            " out, or verify the model itself."
+        )
+
+
+def _inputs(program: ExportedProgram) -> set[str]:
+    return {tensor.name for tensor in program.graphs["lm"].spec.inputs}
+
+
+def _shape_names(record: type = CompileSpec) -> set[str]:
+    return {f.name for f in fields(record)} - {"device_options"}
 
 
 def _open_artifact(folder: Path, options: dict[str, Any], geometry: dict[str, Any]) -> Target:
@@ -110,6 +189,7 @@ def _open_artifact(folder: Path, options: dict[str, Any], geometry: dict[str, An
     kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind")
     compiled = load_compiled(folder) if kind == "compiled" else None
     program = compiled.program if compiled is not None else load_exported(folder)
+    check_compared(program.graphs["lm"].spec.chooses_tokens)
     name = program.model.source
     if name == "object":
         raise ArtifactError(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 
 from QEfficient.devices import Batch, Limits, Row, Session
 from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import QEfficientError
+from QEfficient.generation.decoding.selection import why_not_ahead
 from QEfficient.verification.comparison import percent
 from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import feed, rows_of
@@ -219,6 +221,35 @@ def unwritten_state(bench: Bench, findings: Findings) -> None:
             findings.compare(f"slot {slot}, which was NaN", tokens, _alone(session, slot, tokens, singly=2))
 
 
+def tried_ahead(bench: Bench, findings: Findings) -> None:
+    """Several tokens in one run, in every slot, with the logits after each; behind wrong ones the sequence goes on."""
+    limits = bench.limits
+    if obstacle := why_not_ahead(limits):
+        findings.skipped = obstacle
+        return
+    count, most = min(limits.slots, limits.decode_rows, TRIED_SLOTS), min(limits.logits, limits.chunk)
+    sequences = {slot: bench.tokens(limits.chunk + 1 + 3 * most + slot, slot) for slot in range(count)}
+    with bench.fresh() as session:
+        found = feed(session, {slot: _with_mistakes(slot, tokens, most, limits) for slot, tokens in sequences.items()})
+    for slot, tokens in sequences.items():
+        findings.compare(f"slot {slot}, up to {most} tokens at once", tokens, found[slot])
+
+
+def _with_mistakes(slot: int, tokens: Sequence[int], most: int, limits: Limits) -> list[Row]:
+    """A prompt, then by turns a row that is wrong but for its first token, and a right one from there on."""
+    at, other = max(len(tokens) - 3 * most, 1), tokens[::-1]
+    rows = rows_of(slot, tokens[:at], limits.chunk)
+    for length in cycle((most, max(most - 1, 1))):
+        if at >= len(tokens):
+            return rows
+        wrong = (tokens[at], *other[at + 1 : at + length])
+        right = tokens[at + 1 : at + 1 + length]
+        rows.append(Row(slot, wrong, at, len(wrong)))
+        rows += [Row(slot, right, at + 1, len(right))] if right else []
+        at += 1 + len(right)
+    return rows
+
+
 TRIALS: dict[str, Trial] = {
     "chunk boundaries": chunk_boundaries,
     "alone and among others": company,
@@ -228,4 +259,5 @@ TRIALS: dict[str, Trial] = {
     "last position": last_position,
     "one past the last": past_the_end,
     "unwritten state": unwritten_state,
+    "tokens tried ahead": tried_ahead,
 }

@@ -20,6 +20,7 @@ from QEfficient.verification.comparison import NEAR_TIE, TOLERANCE, Comparison, 
 from QEfficient.verification.eager import Expected, all_logits
 from QEfficient.verification.forced import greedy, logits_at
 from QEfficient.verification.report import HUGGING_FACE
+from QEfficient.verification.steering import for_padded_calls
 
 STORED = "the reference device with the same stored weights"
 
@@ -68,5 +69,6 @@ def stored_weights(device: Device, compiled: CompiledProgram, expected: Sequence
         if program is None:
             yield None
             return
-        with ReferenceDevice().load(replace(compiled, device=ReferenceDevice.name, program=program)) as session:
+        judged = replace(for_padded_calls(compiled), device=ReferenceDevice.name, program=program)
+        with ReferenceDevice().load(judged) as session:
             yield Truth(STORED, greedy(session, expected), lambda tokens, at: logits_at(session, tokens, at))

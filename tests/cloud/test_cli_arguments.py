@@ -128,7 +128,7 @@ def test_wrong_usage(words: list[str], message: str) -> None:
         read(*words)
 
 
-@pytest.mark.parametrize("flag", ["--ccl-enabled", "--comp_ctx_lengths_prefill", "--image-url"])
+@pytest.mark.parametrize("flag", ["--image-url", "--img_size"])
 def test_what_is_not_supported_yet_is_refused(flag: str) -> None:
     with pytest.raises(OptionError, match="is not supported by this release"):
         read("infer", flag, "x")
@@ -144,7 +144,12 @@ def test_examples_can_be_typed(command: str) -> None:
         read(command, *words)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/chat.md", "docs/command_line.md", "docs/sampling.md"])
+DOCUMENTS = [
+    "README.md", "docs/chat.md", "docs/command_line.md", "docs/decodings.md", "docs/programs.md", "docs/sampling.md",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_documented_commands_can_be_typed(document: str) -> None:
     text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
     lines = re.findall(r"^(?: {4})?qefficient (?!.* \| )(.*?)(?:\s{3,}.*|\s+#.*)?$", text, re.M)

@@ -124,6 +124,7 @@ class Outcome:
     level: str
     seconds: float = 0.5
     reason: str = "because"
+    narrow: None = None
 
 
 @pytest.fixture

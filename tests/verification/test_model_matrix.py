@@ -6,7 +6,9 @@ import pytest
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.verification import model_matrix
+from QEfficient.verification.comparison import Agreement
 from QEfficient.verification.model_matrix import Outcome, run, to_markdown
+from QEfficient.verification.narrow_reference import reference_in
 
 
 def test_two_types_are_exact_and_in_the_table(tmp_path: Path) -> None:
@@ -48,3 +50,14 @@ def test_no_error_ends_the_matrix(monkeypatch: pytest.MonkeyPatch, error: Except
 def test_the_table_keeps_its_cells_apart() -> None:
     row = to_markdown([Outcome("x", "refused", reason="a|b")]).splitlines()[-1]
     assert row == r"| x | refused |  |  | 0.0 | a\|b |"
+
+
+def test_the_table_says_how_far_tokens_are_those_of_the_devices_own_precision() -> None:
+    against = reference_in("float16")
+    good = Agreement(against, prompts=6, same=5, steps=144, ties=1, error=0.0123)
+    none = Agreement(against, reason="it cannot be run")
+    text = to_markdown([Outcome("a", "stated", narrow=good), Outcome("b", "wrong", narrow=none)], "cloud_ai_100")
+    assert f"| seconds | as {against} | reason |" in text
+    assert "5 of 6 prompts are continued alike,\nall of 0 of 1 types; of 144 steps 1 are ties, 0 outliers." in text
+    assert "| 5 of 6, 1 of 144 steps are ties; 1.2 % |" in text and "| it cannot be run |" in text
+    assert against not in to_markdown([Outcome("a", "exact")])

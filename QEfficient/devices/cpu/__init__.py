@@ -16,7 +16,8 @@ from typing import Any
 
 from QEfficient.devices import Accuracy, Device, Session
 from QEfficient.devices.cpu.options import OPTION_TYPES, read_options, recorded_options
-from QEfficient.devices.slotted import check_batching, write_specializations
+from QEfficient.devices.slotted import check_slots, write_specializations
+from QEfficient.errors import OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
@@ -29,6 +30,7 @@ class CpuDevice(Device):
 
     name = "cpu"
     options = OPTION_TYPES
+    chooses_tokens = False
     in_small_pieces: Mapping[str, Any] = MappingProxyType({"max_tokens": 8})
 
     @classmethod
@@ -49,9 +51,14 @@ class CpuDevice(Device):
         from QEfficient.devices.cpu.compilation import compile_graph
 
         graph = program.graphs["lm"].spec
-        check_batching(graph, spec)
+        check_slots(graph, spec)
+        if graph.chooses_tokens:
+            raise OptionError(
+                "the program chooses tokens itself; for device 'cpu' they are chosen on the host, where every option of"
+                " sampling works. Export it without include_sampler."
+            )
         write_specializations(folder / "specializations.json", spec.specializations(graph.windows))
-        return compile_graph(program, spec.ctx_len, read_options(spec.device_options), folder)
+        return compile_graph(program, spec, read_options(spec.device_options), folder)
 
     def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
         from QEfficient.devices.cpu.packed import PackedSession

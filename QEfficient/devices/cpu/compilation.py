@@ -23,13 +23,15 @@ from QEfficient.devices.cpu.compression import BITS, Activations, Compression
 from QEfficient.devices.cpu.experts import Experts, chosen_bytes, expert_bytes, find_experts, most_chosen
 from QEfficient.devices.cpu.float32 import widen
 from QEfficient.devices.cpu.linear import find_linears, linear_bytes
-from QEfficient.devices.cpu.lowering import ATTENTION, DOMAIN, LAST_TOKEN, Lowered, Lowering, is_recurrent, unpackable
+from QEfficient.devices.cpu.lowering import ATTENTION, DOMAIN, LAST_TOKENS, Lowered, Lowering, is_recurrent, unpackable
 from QEfficient.devices.cpu.opening import MODEL_FILE
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.devices.cpu.reductions import keep_reduced_axes
 from QEfficient.devices.cpu.weights import WeightFile
+from QEfficient.devices.slotted import check_batching
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
+from QEfficient.specs import CompileSpec
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +49,18 @@ def open_graph(program: ExportedProgram) -> ir.Model:
 
 
 def _replaceable(function: ir.Function) -> bool:
-    named = function.domain == DOMAIN and (function.name == LAST_TOKEN or function.name.startswith(ATTENTION))
+    named = function.domain == DOMAIN and (function.name in LAST_TOKENS or function.name.startswith(ATTENTION))
     return named or is_recurrent(function)
 
 
-def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, folder: Path) -> Mapping[str, Any]:
+STEERING = ("num_speculative_tokens", "comp_ctx_lengths_prefill", "comp_ctx_lengths_decode", "prefill_only")
+
+
+def compile_graph(program: ExportedProgram, spec: CompileSpec, options: CpuOptions, folder: Path) -> Mapping[str, Any]:
     """Write the model into `folder`; returns the report."""
+    ctx_len = spec.ctx_len
     opened = _opened(program, ctx_len, options)
+    _check_calls(program, opened, spec)
     linears, experts = find_linears(opened.model), find_experts(opened.model)
     chosen = _within_memory(options.resolved(linear_bytes(linears) + expert_bytes(experts)), opened.model, experts)
     chosen.check()
@@ -74,6 +81,20 @@ def compile_graph(program: ExportedProgram, ctx_len: int, options: CpuOptions, f
         "expert_layers": len(experts),
         "weight_bytes": size,
     }
+
+
+def _check_calls(program: ExportedProgram, opened: _Opened, spec: CompileSpec) -> None:
+    """Packed tokens need no shapes, and say so; padded calls need those that the graph is for."""
+    if opened.lowered is None:
+        check_batching(program.graphs[ROLE].spec, spec)
+        return
+    needless = [name for name in STEERING if getattr(spec, name) not in ((), None)]
+    if needless:
+        logger.info(
+            "device 'cpu' has no use for %s: any run may have any tokens, gives the logits of all that are wanted and"
+            " reads what is there.",
+            ", ".join(needless),
+        )
 
 
 def _within_memory(options: CpuOptions, model: ir.Model, experts: Sequence[Experts]) -> CpuOptions:

@@ -97,5 +97,5 @@ def _activations(node: ir.Node) -> Iterator[ir.Value]:
     """Inputs on the way back to the head: past what works element by element only."""
     if node.op_type in ("Add", "Mul", "Div", "Tanh", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Sub"):
         yield from (value for value in node.inputs if value is not None)
-    elif node.op_type in ("LastToken", "Gather", "GatherElements", "Transpose", "Clip", "Where", "Slice"):
+    elif node.op_type in ("LastToken", "LastTokens", "Gather", "GatherElements", "Transpose", "Clip", "Where", "Slice"):
         yield from (value for value in node.inputs[:1] if value is not None)

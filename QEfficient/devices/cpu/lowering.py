@@ -1,8 +1,10 @@
 """The exported graph → the same model over one packed row of tokens from many sequences.
 
-Everything but the nodes with state and the choice of the last token works token by token, so the graph's `[batch, seq]`
-becomes `[1, tokens]`. Attention that OpenVINO's PagedAttention can express keeps its keys and values in blocks. Any
-other node with state keeps its portable body: its tokens are laid out on a padded grid for it, and its results packed.
+Everything but the nodes with state and the choice of the last tokens works token by token, so the graph's
+`[batch, seq]` becomes `[1, tokens]`. What steers padded calls is not needed then: logits are those of the tokens that
+are named, and attention in blocks reads what is there. Attention that OpenVINO's PagedAttention can express keeps its
+keys and values in blocks. Any other node with state keeps its portable body: its tokens are laid out on a padded grid
+for it, and its results packed.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import onnx_ir as ir
 
 from QEfficient.devices.cpu.editing import Nodes, remove_unused, replace_output
 from QEfficient.errors import DeviceError
-from QEfficient.program import GraphSpec, StateSpec
+from QEfficient.program import COMPUTE_CONTEXT, GraphSpec, StateSpec
 
 DOMAIN = "qefficient"
 ATTENTION = "CachedAttention"
-LAST_TOKEN = "LastToken"
+LAST_TOKENS = ("LastToken", "LastTokens")
 PAGED_ATTENTION = "PagedAttention"
 LOGITS_INDEX = "logits_index"
 SEQUENCES = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len")
@@ -69,6 +71,10 @@ def is_attention(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type.startswith(ATTENTION)
 
 
+def is_selection(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type in LAST_TOKENS
+
+
 def is_recurrent(function: ir.Function) -> bool:
     """Whether this is the body of a mixer's node (layers as functions have other inputs)."""
     return function.domain == DOMAIN and {"position_ids", "state_0"} <= {value.name for value in function.inputs}
@@ -105,13 +111,14 @@ class Lowering:
         self._usual = self._usual_heads()
 
     def run(self) -> Lowered:
+        self._read_everything()
         self._add_inputs()
         for node in list(self._graph):
             if is_attention(node):
                 self._lower_attention(node)
             elif (node.domain, node.op_type) in self._bodies:
                 self._lay_out_mixer(node, self._bodies[node.domain, node.op_type])
-            elif node.domain == DOMAIN and node.op_type == LAST_TOKEN:
+            elif is_selection(node):
                 build = Nodes(self._graph, node)
                 replace_output(node, build("Gather", node.inputs[0], self._inputs[LOGITS_INDEX], axis=1))
             elif node.op_type == "Shape" and node.inputs[0] is not None and node.inputs[0].name in self._states:
@@ -120,6 +127,15 @@ class Lowering:
         kept = tuple(name for name in self._states if name in self._kept)
         mixed = frozenset(self._slotted) & {self._states[name].layer for name in self._layers}
         return Lowered(tuple(self._layers.values()), self._slotted, mixed, kept)
+
+    def _read_everything(self) -> None:
+        """Portable bodies read all slots, as does whatever else asks how many are read."""
+        reads = self._inputs.get(COMPUTE_CONTEXT)
+        if reads is not None and reads.uses():
+            build = Nodes(self._graph, next(iter(self._graph)))
+            everything = build.constant([0] * self._symbols["ctx_len"])
+            everything.type = reads.type
+            ir.convenience.replace_all_uses_with(reads, everything)
 
     def _add_inputs(self) -> None:
         for name in SEQUENCES:
@@ -158,7 +174,7 @@ class Lowering:
         layer = self._layer(self._states[str(past_key.name)], self._states[str(past_value.name)])
         caches = [self._inputs[layer.key_cache], self._inputs[layer.value_cache]]
         sequences = [self._inputs[name] for name in SEQUENCES]
-        sinks = [node.inputs[-1]] if "Sinks" in node.op_type else []
+        sinks = [node.inputs[-2 if "Bounded" in node.op_type else -1]] if "Sinks" in node.op_type else []
         build = Nodes(self._graph, node)
         if layer.value_size > layer.given_size:
             value = build(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from QEfficient.devices import FLOAT32_ERROR, Accuracy
 from QEfficient.devices.cpu.opening import MODEL_FILE, runs_natively
 from QEfficient.devices.cpu.options import recorded_options
+from QEfficient.devices.routing import chooses
 from QEfficient.program import CompiledProgram
 
 COMPUTING: Mapping[str, tuple[float, float]] = {
@@ -48,11 +49,6 @@ def accuracy_of(compiled: CompiledProgram) -> Accuracy:
         errors.append(NATIVE if runs_natively(options) else OTHERS)
         errors += [] if is_exact else [ROUNDED_AGAIN]
     largest, typical = (round(sum(parts), 6) for parts in zip(*errors, strict=True))
-    if largest <= FLOAT32_ERROR or not _chooses(ir.load(compiled.folder / MODEL_FILE)):
+    if largest <= FLOAT32_ERROR or not chooses(ir.load(compiled.folder / MODEL_FILE)):
         return Accuracy(largest, typical)
     return Accuracy(largest, typical, OUTLIERS) if is_exact else Accuracy(largest, *TURNED)
-
-
-def _chooses(model: ir.Model) -> bool:
-    """Whether the largest of some numbers decide what is computed."""
-    return any(node.op_type in ("TopK", "ArgMax") for node in model.graph.all_nodes())

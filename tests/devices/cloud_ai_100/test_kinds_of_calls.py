@@ -132,9 +132,7 @@ def test_each_run_reads_no_more_than_it_needs(new_sdk: str, monkeypatch: pytest.
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("geometry", [SLOTS, ROWS], ids=["slots", "rows"])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "qwen3_next"])
-def test_prefill_hands_over_to_decoding(
-    new_sdk: str, device: str, geometry: dict[str, int], model_type: str
-) -> None:
+def test_prefill_hands_over_to_decoding(new_sdk: str, device: str, geometry: dict[str, int], model_type: str) -> None:
     model, asked, said = world(model_type)
     prefill, decode = (QEFFAutoModelForCausalLM(model, "full_batch_size" in geometry) for _ in range(2))
     half = {"num_cores": 8, "device": device, **geometry}  # both are on one device

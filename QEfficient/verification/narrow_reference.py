@@ -1,0 +1,89 @@
+"""The reference device in the precision that a device computes in, whose tokens are those to be met.
+
+The model is exported once more in that precision, as a plain program of the same geometry. Beside it there is nothing
+left that could differ but the order of sums, and what is rounded in between.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from QEfficient.devices import Device
+from QEfficient.devices.reference import ReferenceDevice
+from QEfficient.errors import QEfficientError, first_line
+from QEfficient.program import CompiledProgram, load_compiled
+from QEfficient.specs import CompileSpec
+from QEfficient.transformers.loading import ModelSource
+from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
+from QEfficient.verification.eager import Expected, all_logits
+from QEfficient.verification.forced import greedy, logits_at
+from QEfficient.verification.truth import Truth
+
+WIDE = "float32"
+"""What the other truths are computed in."""
+SHAPE = ("batch_size", "prefill_seq_len", "ctx_len", "full_batch_size", "kv_cache_batch_size")
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a program was made from."""
+
+    source: ModelSource
+    model: Any
+    """Hugging Face's, in float32."""
+
+
+def reference_in(dtype: str) -> str:
+    return f"program on {ReferenceDevice.name} in {dtype}"
+
+
+@contextmanager
+def narrow_reference(
+    device: Device, spec: CompileSpec, original: Original, expected: Sequence[Expected], threads: int = 0
+) -> Iterator[Truth | str | None]:
+    """What the reference device makes of the prompts of `expected` in the device's precision, in the shapes of `spec`;
+    a text says why it makes nothing of them; None where that precision is float32. `threads`: 0 for all there are."""
+    if device.computes_in == WIDE:
+        yield None
+        return
+    with TemporaryDirectory(prefix="qefficient-") as folder, ExitStack() as stack:
+        try:
+            narrow = _compiled(device.computes_in, spec, original.source, Path(folder))
+            alone = replace(narrow.spec, device_options={"num_threads": threads})
+            session = stack.enter_context(ReferenceDevice().load(replace(narrow, spec=alone)))
+            found = greedy(session, expected)
+        except QEfficientError as error:
+            yield first_line(error)
+            return
+        problem = _no_numbers(found, original.model, device.computes_in)
+        yield problem or Truth(reference_in(device.computes_in), found, partial(logits_at, session))
+
+
+def _compiled(dtype: str, spec: CompileSpec, source: ModelSource, folder: Path) -> CompiledProgram:
+    model = QEFFAutoModelForCausalLM(replace(source, dtype=dtype), continuous_batching=spec.continuous_batching)
+    model.export(folder / "exported")
+    shape: dict[str, Any] = {name: getattr(spec, name) for name in SHAPE}
+    return load_compiled(model.compile(compile_dir=folder / "compiled", device=ReferenceDevice.name, **shape))
+
+
+def _no_numbers(found: Sequence[Expected], model: Any, dtype: str) -> str:
+    """What is to be said of logits that are no numbers; whether transformers has better ones."""
+    bad = next((e for e in found if np.isnan(e.logits).any()), None)
+    if bad is None:
+        return ""
+    try:
+        own = all_logits(copy.deepcopy(model).to(getattr(torch, dtype)), bad.fed)
+    except RuntimeError as error:
+        return f"its logits are no numbers in {dtype}, and transformers gives none ({first_line(error)})"
+    others = "as in transformers itself" if np.isnan(own).any() else "which transformers' are"
+    return f"its logits are no numbers in {dtype}, {others}"
