@@ -6,6 +6,7 @@ command                 the command line
 specializations_file    specializations.json: the shapes of one program
 custom_io               custom_io.yaml: the precision of the state
 partitions              mdp_*.json: several devices
+layer_nodes             which nodes each of several groups of layers has
 qconfig                 qconfig.json: what a program was made from, for people
 container               programqpc.bin: what the compiler wrote, read without the SDK
 half_range              constants that float16 cannot hold
@@ -18,6 +19,7 @@ qnn_compilation         all of it by these tools (`enable_qnn`)
 faults                  what goes wrong on a card, by name
 inference_session       buffers in, buffers out: `QAICInferenceSession`
 session                 a program as the engine sees it
+stated                  how far from float32 it computes
 opened                  a program known by its container alone, whoever compiled it
 written_io              the buffers of the first runs, for Qualcomm's tools
 """
@@ -39,10 +41,8 @@ from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram
 from QEfficient.specs import CompileSpec
 
-FORMAT = 2
+FORMAT = 3
 """Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
-HALF = Accuracy(0.05, 0.02)
-"""Of what is computed in float16; what the card adds to that nobody has stated."""
 
 
 class CloudAI100(Device):
@@ -51,6 +51,7 @@ class CloudAI100(Device):
     name = "cloud_ai_100"
     options = OPTION_TYPES
     has_ids = True
+    computes_in = "float16"
 
     def __init__(self, old_names: OldNames | None = None) -> None:
         self._old_names = old_names
@@ -69,8 +70,15 @@ class CloudAI100(Device):
             sdk = find_sdk()
         except DeviceError:
             return ""
-        stated = f"Apps SDK {sdk.version or 'of unknown version'} in {sdk.root}"
+        stated = f"{cls.version()} in {sdk.root}"
         return f"{stated}, simulated: nothing runs on a card" if is_simulated(sdk.root) else stated
+
+    @classmethod
+    def version(cls) -> str:
+        try:
+            return f"Apps SDK {find_sdk().version or 'of unknown version'}"
+        except DeviceError:
+            return ""
 
     @classmethod
     def simulated(cls) -> bool:
@@ -134,7 +142,9 @@ class CloudAI100(Device):
         return CloudSession(compiled, device_ids)
 
     def accuracy(self, compiled: CompiledProgram) -> Accuracy:
-        return HALF
+        from QEfficient.devices.cloud_ai_100.stated import accuracy_of
+
+        return accuracy_of(compiled)
 
 
 def _lift(folder: Path) -> None:
