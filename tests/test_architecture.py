@@ -47,7 +47,7 @@ MANY_PARAMETERS_ALLOWED = ("transformers.models", "cloud", "legacy", "generation
 FOREIGN_SIGNATURES: dict[str, str] = {
     "QEfficient.transformers.attention.attend": "every attention layer of transformers (AttentionInterface)",
 }
-# The front doors speak to people and to the process; everything else is a library. Scripts read what the last one prints.
+# The front doors speak to people and to the process; all else is a library. Scripts read what the last one prints.
 MAY_PRINT = ("cloud", "generation.text_generation_inference")
 # What a flag asks for has to reach the processes that a command starts; it is taken back when the command ends.
 MAY_SET_THE_ENVIRONMENT = ("cloud.main",)

@@ -193,6 +193,9 @@ def test_windows_that_roll_are_no_targets(new_sdk: str) -> None:
 def test_what_does_not_go_together(
     new_sdk: str, config: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    with pytest.raises(error, match=words):
+    def compile_it() -> None:
         wrapped = QEFFAutoModelForCausalLM(world("llama")[0], True, config)
         wrapped.compile(device="cloud_ai_100", **CONTEXT, **SLOTS, **options)
+
+    with pytest.raises(error, match=words):
+        compile_it()
