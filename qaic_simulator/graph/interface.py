@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
+from onnx.inliner import inline_selected_functions
 
 from qaic_simulator.graph.binding import Program
 from qaic_simulator.graph.file import names_used, nodes_within
@@ -15,6 +16,9 @@ from qaic_simulator.side_files.partitions import PartitionConfig
 from qaic_simulator.side_files.specializations import Specialization
 
 MICROSCALING_BLOCK = 32
+FEWEST_OF_FUNCTION = 100
+"""Nodes of a function that stays one when the importer names nodes; smaller ones are inlined."""
+NEVER_INLINED = (("com.qti.aisw.onnx", "CustomRMSNorm"), ("com.qti.aisw.onnx", "CastToUInt4"))
 ALWAYS_WRITTEN = frozenset(
     {
         "batch_size",
@@ -137,6 +141,8 @@ def check_node_precision(program: Program, model: onnx.ModelProto, precision: No
 def check_partitions(program: Program, model: onnx.ModelProto, config: PartitionConfig) -> None:
     """Refuse nodes that do not exist, and an order that is not the graph's."""
     listed = [name for partition in config.partitions for name in partition.nodes]
+    if _in_order(listed, _places(_as_imported(model).graph.node)):
+        return
     orders = [_places(model.graph.node), _places(program.nodes)]
     for name in listed:
         if not any(name in order for order in orders):
@@ -145,6 +151,17 @@ def check_partitions(program: Program, model: onnx.ModelProto, config: Partition
         places = [order[name] for name in listed if name in order]
         if places != sorted(set(places)):
             program.refuse("partitions.order", "The nodes of the partitions are not in the order of the graph.")
+
+
+def _as_imported(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With its small functions inlined: what a large one holds is not counted in the names of what follows."""
+    large = [(f.domain, f.name) for f in model.functions if len(f.node) >= FEWEST_OF_FUNCTION]
+    return inline_selected_functions(model, [*large, *NEVER_INLINED], exclude=True)
+
+
+def _in_order(listed: Sequence[str], order: Mapping[str, int]) -> bool:
+    places = [order.get(name, -1) for name in listed]
+    return -1 not in places and places == sorted(set(places))
 
 
 def _places(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:

@@ -74,7 +74,7 @@ class Compilation:
     """Whether the graph holds its layers as functions."""
 
     def __post_init__(self) -> None:
-        if self.options.mdp_num_partitions > 1 and not self.files.pipeline:
+        if self.options.is_pipeline and not self.files.pipeline:
             raise ValueError("mdp_num_partitions was asked for, but no file with the partitions was written")
         if self._half and "dump_profile" in dict(self.options.passed):
             raise OptionError(
@@ -110,11 +110,25 @@ class Compilation:
     @property
     def given_partitions(self) -> list[str]:
         """The file with partitions that the user, or a split into groups of layers, brought."""
-        return _loaded(self.options.mdp_load_partition_config or self.files.pipeline)
+        return _loaded(self._given_partitions)
 
     @property
     def slices(self) -> list[str]:
-        return _loaded(self.files.slices if self.options.slices_tensors else None)
+        return _loaded(self._slices)
+
+    @property
+    def partitions(self) -> Path | None:
+        """The file that says which devices there are; None: there is one."""
+        return self._given_partitions or self._slices
+
+    @property
+    def _given_partitions(self) -> Path | None:
+        given = self.options.mdp_load_partition_config
+        return Path(given) if given else self.files.pipeline
+
+    @property
+    def _slices(self) -> Path | None:
+        return self.files.slices if self.options.slices_tensors else None
 
     @property
     def as_functions(self) -> list[str]:
@@ -177,7 +191,7 @@ def legacy_command(asked: Compilation) -> list[str]:
     ])  # fmt: skip
 
 
-def _loaded(path: Path | str | None) -> list[str]:
+def _loaded(path: Path | None) -> list[str]:
     return [f"-mdp-load-partition-config={path}"] if path else []
 
 

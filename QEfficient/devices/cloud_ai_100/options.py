@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,7 @@ READ_FILES = (
     "mdp_load_partition_config", "mdp_compiler_dump_path", "qnn_config", "node_precision_info", "load_profile",
     "external_quantization", "input_list_file", "register_custom_op",
 )  # fmt: skip
+WRITTEN_FILES = ("mdp_dump_partition_config", "dump_profile", "dump_custom_IO_config_template")
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,21 @@ class CompilerOptions:
     @property
     def slices_tensors(self) -> bool:
         """Whether all devices work on every layer, each on a slice, by a file that we write."""
-        dumps = "mdp_dump_partition_config" in dict(self.passed)
-        return self.num_devices > 1 and self.mdp_num_partitions == 1 and not dumps
+        return self.num_devices > 1 and self.mdp_num_partitions == 1 and not self._dumps_partitions
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether devices work on layers of their own, one after another, by a file that we write."""
+        return self.mdp_num_partitions > 1
+
+    @property
+    def names_nodes(self) -> bool:
+        """Whether a file with names of nodes is read or written: each node has one then, the same in all such files."""
+        return self.is_pipeline or self.mdp_load_partition_config is not None or self._dumps_partitions
+
+    @property
+    def _dumps_partitions(self) -> bool:
+        return "mdp_dump_partition_config" in dict(self.passed)
 
     def check_files(self) -> None:
         """Refuse files that the compiler would not find."""
@@ -265,6 +279,13 @@ class CompilerOptions:
         for name in READ_FILES:
             if named.get(name) and not Path(named[name]).is_file():
                 raise OptionError(f"option '{name}' names the file {named[name]}, which does not exist.")
+
+    def with_whole_paths(self) -> CompilerOptions:
+        """The same for a compiler that stands in another folder."""
+        files = (*READ_FILES, *WRITTEN_FILES)
+        own: dict[str, Any] = {n: str(Path(v).absolute()) for n, v in vars(self).items() if n in files and v}
+        passed = ((name, str(Path(str(v)).absolute()) if name in files else v) for name, v in self.passed)
+        return replace(self, **own, passed=tuple(passed))
 
 
 def read_options(given: Mapping[str, Any]) -> CompilerOptions:
