@@ -63,7 +63,7 @@ def narrow_reference(
             session = stack.enter_context(ReferenceDevice().load(replace(narrow, spec=alone)))
             found = greedy(session, expected)
         except QEfficientError as error:
-            yield first_line(error)
+            yield first_line(error).replace(f"{folder}/", "")
             return
         problem = _no_numbers(found, original.model, device.computes_in)
         yield problem or Truth(reference_in(device.computes_in), found, partial(logits_at, session))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from QEfficient.devices import Accuracy
@@ -27,16 +29,23 @@ class HalfDevice(NullDevice):
     computes_in = "float16"
 
 
-def narrowly(device: NullDevice, model_type: str) -> tuple[Truth | str | None, Sequence[Expected]]:
-    model = tiny_model(model_type)
+def narrowly(device: NullDevice, model: Any) -> tuple[Truth | str | None, Sequence[Expected]]:
     original = Original(open_source(model, AutoModelForCausalLM, {}), model)
     expected = [expect(model, prompt, 4) for prompt in prompts(model)]
     with narrow_reference(device, SPEC, original, expected, threads=1) as found:
         return found, expected
 
 
+def beyond_half() -> Any:
+    """A model with weights that float16 does not hold."""
+    model: Any = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1e7)
+    return model
+
+
 def test_it_is_near_to_float32_and_not_the_same() -> None:
-    truth, expected = narrowly(HalfDevice(), "llama")
+    truth, expected = narrowly(HalfDevice(), tiny_model("llama"))
     assert isinstance(truth, Truth) and truth.name == "program on reference in float16"
     judged = truth.allowing(Accuracy(0.02, 0.01))
     compared = [judged.compare(e.logits, own.logits) for e, own in zip(truth.expected, expected, strict=True)]
@@ -46,13 +55,18 @@ def test_it_is_near_to_float32_and_not_the_same() -> None:
 
 
 def test_there_is_none_for_a_device_in_float32() -> None:
-    assert narrowly(NullDevice(), "llama")[0] is None
+    assert narrowly(NullDevice(), tiny_model("llama"))[0] is None
 
 
-def test_it_says_why_it_cannot_judge() -> None:
-    """These made-up weights come beyond float16 in the second layer, whoever runs them."""
-    reason, _ = narrowly(HalfDevice(), "mamba")
+def test_it_says_that_float16_does_not_hold_the_model() -> None:
+    reason, _ = narrowly(HalfDevice(), beyond_half())
     assert reason == "its logits are no numbers in float16, as in transformers itself"
+
+
+def test_it_says_that_it_cannot_be_run() -> None:
+    """ONNX Runtime adds to scattered values in float32 only."""
+    reason, _ = narrowly(HalfDevice(), tiny_model("jetmoe"))
+    assert isinstance(reason, str) and reason.startswith("DeviceError: ONNX Runtime could not run the program: ")
 
 
 @pytest.mark.parametrize(("gap", "same", "ties", "passed"), [(0.0, 2, 0, True), (0.01, 1, 1, True), (0.5, 1, 0, False)])

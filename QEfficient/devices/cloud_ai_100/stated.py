@@ -9,17 +9,25 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from QEfficient.devices import Accuracy
+from QEfficient.devices.cloud_ai_100.options import read_options
 from QEfficient.devices.routing import chooses
 from QEfficient.program import CompiledProgram
 
 ROLE = "lm"
-LARGEST, TYPICAL = 0.03, 0.01
+HALF = (0.03, 0.01)
 """Largest and typical error of what is computed in float16."""
+MXFP6, MXINT8 = (0.15, 0.06), (0.02, 0.01)
+"""Added by weights and by keys and values of so few bits."""
 OUTLIERS = 0.125
 """Part of the steps in which models that choose experts may be off by more: the card chooses in float16 too."""
 
 
 def accuracy_of(compiled: CompiledProgram) -> Accuracy:
     """What is stated for a compiled program."""
+    options = read_options(compiled.spec.device_options)
+    errors = [HALF]
+    errors += [MXFP6] if options.mxfp6_matmul else []
+    errors += [MXINT8] if options.mxint8_kv_cache else []
+    largest, typical = (round(sum(parts), 6) for parts in zip(*errors, strict=True))
     is_turned = chooses(ir.load(compiled.program.onnx_path(ROLE)))
-    return Accuracy(LARGEST, TYPICAL, OUTLIERS if is_turned else 0.0)
+    return Accuracy(largest, typical, OUTLIERS if is_turned else 0.0)
