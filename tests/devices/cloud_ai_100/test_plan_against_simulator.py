@@ -124,7 +124,7 @@ CASES = [
     Case("bamba", ALONE),
     Case("gemma4_text", SLOTS),
     Case("mimo_v2_flash", ROWS),
-    Case("openai-gpt", ALONE),
+    Case("gpt_neox", ALONE),
 ]
 QUICK = ("llama-head_dim", "mixtral")
 
@@ -178,11 +178,13 @@ def test_a_plan_is_within_ten_percent_of_what_is_made(world: World, case: Case, 
     assert found.weights == pytest.approx(graph.weights / geometry.devices, rel=0.1)
     assert found.cache == pytest.approx(graph.states / geometry.devices, rel=0.1, abs=world.size.state.replays * 1e6)
     assert found.needed == pytest.approx(settings["bytes_per_device"], rel=0.1)
-    assert taken_by(program, geometry.devices) == pytest.approx(found.needed / MEGABYTE, rel=0.1, abs=1)
+    assert taken_by(program, geometry.devices) == pytest.approx(ceil(found.needed / MEGABYTE), rel=0.1, abs=1)
     exported = 4 * sum(parameter.numel() for parameter in world.model.parameters())
     assert path.with_suffix(".onnx.data").stat().st_size == pytest.approx(exported, rel=0.1)
     # The device works rotary angles out for the whole context: tables of sines and cosines that no export has
-    tables = 2 * geometry.ctx_len * max((buffers.width for buffers in world.size.state.buffers), default=0) * 4
+    kept = world.size.state.buffers
+    kinds = len({buffers.slots for buffers in kept})  # layers with windows have angles of their own
+    tables = 2 * kinds * geometry.ctx_len * max((buffers.width for buffers in kept), default=0) * 4
     assert len(images["constants.bin"]) == pytest.approx(exported, rel=0.1, abs=0.1 * exported + tables)
 
 
@@ -245,7 +247,6 @@ class Counted:
 LIMITS = [
     Case("llama", ALONE, WIDE_HEADS),
     Case("mixtral", ALONE),
-    Case("deepseek_v3", ALONE),
     Case("gemma2", ALONE),
     Case("falcon", ALONE),
     Case("qwen3_next", ALONE),
