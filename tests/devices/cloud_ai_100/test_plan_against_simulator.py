@@ -121,10 +121,7 @@ CASES = [
     Case("mamba", ROWS),
     Case("phi3", ROWS),
     Case("olmo2", SLOTS),
-    Case("bamba", ALONE),
     Case("gemma4_text", SLOTS),
-    Case("mimo_v2_flash", ROWS),
-    Case("gpt_neox", ALONE),
 ]
 QUICK = ("llama-head_dim", "mixtral")
 
@@ -183,7 +180,7 @@ def test_a_plan_is_within_ten_percent_of_what_is_made(world: World, case: Case, 
     assert path.with_suffix(".onnx.data").stat().st_size == pytest.approx(exported, rel=0.1)
     # The device works rotary angles out for the whole context: tables of sines and cosines that no export has
     kept = world.size.state.buffers
-    kinds = len({buffers.slots for buffers in kept})  # layers with windows have angles of their own
+    kinds = len({(b.slots, b.width) for b in kept})  # layers with windows or heads of their own have their own angles
     tables = 2 * kinds * geometry.ctx_len * max((buffers.width for buffers in kept), default=0) * 4
     assert len(images["constants.bin"]) == pytest.approx(exported, rel=0.1, abs=0.1 * exported + tables)
 
@@ -248,8 +245,6 @@ LIMITS = [
     Case("llama", ALONE, WIDE_HEADS),
     Case("mixtral", ALONE),
     Case("gemma2", ALONE),
-    Case("falcon", ALONE),
-    Case("qwen3_next", ALONE),
     Case("mpt", ALONE),
 ]
 SHAPES = [
