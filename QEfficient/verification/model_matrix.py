@@ -45,7 +45,7 @@ NEW_TOKENS = 24
 CLOSE = 2e-2
 """Largest error, as a part of the spread of the logits, that is still called close."""
 GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 56}
-ALONE: Mapping[str, Any] = {"num_threads": 1}
+ALONE: Mapping[str, Any] = {"num_threads": 1, "num_cores": 2}
 """Of devices that have threads here: several types run at a time."""
 JUDGE = ReferenceDevice.name
 WAYS: Mapping[str, Mapping[str, Any]] = {
