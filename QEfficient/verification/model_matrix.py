@@ -46,7 +46,7 @@ CLOSE = 2e-2
 """Largest error, as a part of the spread of the logits, that is still called close."""
 GEOMETRY: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 56}
 ALONE: Mapping[str, Any] = {"num_threads": 1, "num_cores": 2}
-"""Of devices that have threads here: several types run at a time."""
+"""Of devices that have such options: several types run at a time, on one machine and one card."""
 JUDGE = ReferenceDevice.name
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "static batch": {"batch_size": 3},
