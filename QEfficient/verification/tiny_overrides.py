@@ -92,24 +92,23 @@ SEEDS: dict[int, str] = {
         "gemma4_unified_text gptj hrm_text minimax moshi musicgen phi3 qwen3_5 qwen3_5_text qwen4_exp "
         "qwen4_exp_text rembert xglm xlm-roberta"
     ),
-    5: ("apertus cohere2_moe cwm data2vec-text falcon_h1 flint hunyuan_v1_moe jais2 lfm3 mamba olmo roberta zaya"),
+    5: "apertus cohere2_moe cwm data2vec-text falcon_h1 flint hunyuan_v1_moe jais2 lfm3 olmo roberta zaya",
     6: (
         "axk2 bigbird_pegasus blt dots3_note dots3_note_text fuyu gpt_oss granitemoe_swa longcat_flash "
         "ministral3 openai-gpt"
     ),
     7: "biogpt exaone_moe gpt_bigcode nanochat xlm",
     8: "bailing_hybrid electra mbart",
-    9: "gemma gpt-sw3 gpt2 mllama",
+    9: "gemma gpt-sw3 gpt2 mamba mllama",
     10: "deepseek_v2 deepseek_v3 whisper",
-    11: "bamba exaone4 starcoder2 vaultgemma",
+    11: "exaone4 starcoder2 vaultgemma",
     12: "codegen gemma3 gpt_neox recurrent_gemma solar_open",
     13: "reformer roformer",
 }
-# The gain of the matrices, where the usual one gives the same few tokens again and again, or numbers beyond float16.
+# The gain of the matrices, where the usual one gives the same few tokens again and again.
 GAINS: dict[float, str] = {
-    1.5: "mamba",
     3.0: (
-        "cohere_compass_text cpmant dots3_note dots3_note_text falcon granite_swa inkling2_text "
+        "bamba cohere_compass_text cpmant dots3_note dots3_note_text falcon granite_swa inkling2_text "
         "kolibri1 mpt musicgen roc_bert xglm zaya"
     ),
     4.0: "bloom ctrl musicgen_melody nanochat",
