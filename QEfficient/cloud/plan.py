@@ -12,7 +12,7 @@ from QEfficient.artifacts import format_size
 from QEfficient.cloud._arguments import Parser, UsageError, add_source, positive
 
 if TYPE_CHECKING:
-    from QEfficient.devices.cloud_ai_100.planning import Estimate, ModelSize, Setup, Weights, Workload
+    from QEfficient.devices.cloud_ai_100.plan.estimate import Estimate, ModelSize, Setup, Weights, Workload
     from QEfficient.transformers.size_records import ModelSizes, StateCounts
 
 HELP = "Say whether a model fits on a Cloud AI 100, on how many SoCs, and how fast it should be."
@@ -90,14 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_devices(number: int | None) -> None:
-    from QEfficient.devices.cloud_ai_100.planning import CHOICES
+    from QEfficient.devices.cloud_ai_100.plan.estimate import CHOICES
 
     if number is not None and number not in CHOICES:
         raise UsageError(f"--num-devices is one of {', '.join(map(str, CHOICES))}, not {number}.")
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
-    from QEfficient.devices.cloud_ai_100.planning import Workload
+    from QEfficient.devices.cloud_ai_100.plan.estimate import Workload
 
     chunk = arguments.prefill_seq_len or min(CHUNK, arguments.ctx_len)
     users = (arguments.batch_size, arguments.full_batch_size)
@@ -105,7 +105,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
 
 
 def _plan(name: str, workload: Workload, arguments: argparse.Namespace) -> Plan:
-    from QEfficient.devices.cloud_ai_100.planning import CARDS, CHOICES, Precision, Setup, estimate, smallest
+    from QEfficient.devices.cloud_ai_100.plan.estimate import CARDS, CHOICES, Precision, Setup, estimate, smallest
 
     sizes = _read(name, arguments)
     model = planned_size(sizes)
@@ -127,7 +127,7 @@ def _read(name: str, arguments: argparse.Namespace) -> ModelSizes:
 
 def planned_size(sizes: ModelSizes) -> ModelSize:
     """From what is left of the ONNX file to what is right of it."""
-    from QEfficient.devices.cloud_ai_100.planning import Buffers, ModelSize, State
+    from QEfficient.devices.cloud_ai_100.plan.estimate import Buffers, ModelSize, State
 
     state = sizes.state
     return ModelSize(
@@ -144,7 +144,7 @@ def planned_size(sizes: ModelSizes) -> ModelSize:
 
 
 def _weights(sizes: ModelSizes) -> Weights:
-    from QEfficient.devices.cloud_ai_100.planning import Weights
+    from QEfficient.devices.cloud_ai_100.plan.estimate import Weights
 
     weights = sizes.weights
     return Weights(
@@ -161,7 +161,7 @@ def _weights(sizes: ModelSizes) -> Weights:
 
 def _verdict(plan: Plan) -> str:
     """A sentence that answers the question."""
-    from QEfficient.devices.cloud_ai_100.planning import remedies
+    from QEfficient.devices.cloud_ai_100.plan.estimate import remedies
 
     found, where = plan.found, f"{plan.found.devices} SoC{'s' if plan.found.devices > 1 else ''} ({plan.card})"
     if found.fits:

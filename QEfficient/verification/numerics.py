@@ -20,7 +20,8 @@ import numpy as np
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.demo import held_out_text
 from QEfficient.devices import Session, get_device
-from QEfficient.devices.cloud_ai_100.half_range import LARGEST
+from QEfficient.devices.cloud_ai_100.graph.half_range import LARGEST
+from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.numerics.card_graph import Format
 from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph
 from QEfficient.devices.cloud_ai_100.numerics.measures import Measure
@@ -28,7 +29,6 @@ from QEfficient.devices.cloud_ai_100.numerics.microscaling import BLOCK
 from QEfficient.devices.cloud_ai_100.numerics.parts import Parts, find_parts
 from QEfficient.devices.cloud_ai_100.numerics.proposal import LOST, Advisor, Proposal, Reason, ordered
 from QEfficient.devices.cloud_ai_100.numerics.session import CardSession, all_tokens
-from QEfficient.devices.cloud_ai_100.position_tables import for_half
 from QEfficient.errors import OptionError, PromptError
 from QEfficient.program import ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec

@@ -27,7 +27,8 @@ from qaic_simulator.qnn.tools import (
     main_converter,
 )
 from qaic_simulator.rules import Refusal
-from QEfficient.devices.cloud_ai_100 import qnn, qnn_files
+from QEfficient.devices.cloud_ai_100.qnn import files as qnn_files
+from QEfficient.devices.cloud_ai_100.qnn import tools
 
 GOLDENS = sorted((Path(__file__).parents[1] / "devices" / "cloud_ai_100" / "qnn_goldens").glob("*.json"))
 HOST = "x86_64-linux-clang"
@@ -438,5 +439,5 @@ def test_both_sides_know_the_same() -> None:
     assert {k: v for k, v in SETTINGS.items() if k != ratio} == {
         k: v for k, v in qnn_files.SETTINGS.items() if k != ratio
     }
-    assert set(CONVERTER_NEEDS) <= set(qnn.FIXED_FOR_CONVERTER)
-    assert set(CONTEXT_BINARY_NEEDS) <= set(qnn.FIXED_FOR_CONTEXT_BINARY)
+    assert set(CONVERTER_NEEDS) <= set(tools.FIXED_FOR_CONVERTER)
+    assert set(CONTEXT_BINARY_NEEDS) <= set(tools.FIXED_FOR_CONTEXT_BINARY)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from QEfficient.errors import OptionError
 from QEfficient.specs import CompileSpec
 from QEfficient.transformers.models.card_options import CardConfig, Shapes, shaped
-from QEfficient.transformers.models.compute_contexts import MOST, MOST_SHARED, apart, automatic_lists
+from QEfficient.transformers.models.compute_contexts import MOST, MOST_SHARED, apart, automatic_lists, slow_prompts
 
 K = 1024
 
@@ -73,20 +75,67 @@ def test_what_decoding_has_is_lowered(prefill: list[int], decode: list[int], fou
     assert apart(prefill, decode) == found
 
 
+SPEC = CompileSpec(ctx_len=128, prefill_seq_len=8)
+ONE_BY_ONE = CompileSpec(ctx_len=128, prefill_seq_len=1)
+CONFIG = CardConfig(compute_context=True)
+
+
+def lists(config: CardConfig | None = None, geometry: CompileSpec = SPEC, **given: object) -> object:
+    found = shaped(geometry, Shapes(**given), config or CardConfig())  # type: ignore[arg-type]
+    return found.comp_ctx_lengths_prefill, found.comp_ctx_lengths_decode, found.ctx_len
+
+
 def test_lists_of_a_compilation() -> None:
-    spec = CompileSpec(ctx_len=128, prefill_seq_len=8)
-
-    def lists(config: CardConfig | None = None, geometry: CompileSpec = spec, **given: object) -> object:
-        found = shaped(geometry, Shapes(**given), config or CardConfig())  # type: ignore[arg-type]
-        return found.comp_ctx_lengths_prefill, found.comp_ctx_lengths_decode, found.ctx_len
-
     assert lists() == ((), (), 128)
-    assert lists(CardConfig(compute_context=True)) == ((992,), (1024,), 1024)
+    assert lists(CONFIG) == ((992,), (1024,), 1024)
     assert lists(comp_ctx_lengths_decode="[64, 128]") == ((32, 96), (64, 128), 128)
     assert lists(comp_ctx_lengths_prefill=[64, 128]) == ((32, 96), (64, 128), 128)
-    assert lists(comp_ctx_lengths_prefill=[16], comp_ctx_lengths_decode=[64], prefill_only=True) == ((16,), (), 128)
-    assert lists(comp_ctx_lengths_prefill=[16], comp_ctx_lengths_decode=[64], prefill_only=False) == ((), (64,), 128)
-    shared = CompileSpec(ctx_len=128, prefill_seq_len=1)
-    assert lists(geometry=shared, comp_ctx_lengths_decode=[64, 128]) == ((64, 128), (64, 128), 128)
+    assert lists(geometry=ONE_BY_ONE, comp_ctx_lengths_decode=[64, 128]) == ((64, 128), (64, 128), 128)
     with pytest.raises(OptionError, match="comp_ctx_lengths_decode has 256, which is more than ctx_len 128"):
         lists(comp_ctx_lengths_prefill=[16], comp_ctx_lengths_decode=[256])
+
+
+def test_a_phase_alone_has_its_list_as_it_is() -> None:
+    both = {"comp_ctx_lengths_prefill": [16, 128], "comp_ctx_lengths_decode": [64, 128]}
+    assert lists(**both) == ((16, 96), (64, 128), 128)
+    assert lists(**both, prefill_only=True) == ((16, 128), (), 128)
+    assert lists(**both, prefill_only=False) == ((), (64, 128), 128)
+    assert lists(comp_ctx_lengths_decode=[64, 128], prefill_only=True) == ((64, 128), (), 128)
+    assert lists(CONFIG, prefill_only=True) == ((1024,), (), 1024)
+    for phase in (True, False):  # one shape is both
+        assert lists(geometry=ONE_BY_ONE, **both, prefill_only=phase) == ((16, 64, 128), (16, 64, 128), 128)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"comp_ctx_lengths_decode": [32, 64]}, r"\[32, 64\] end at 64.* Add 128 to comp_ctx_lengths_decode"),
+        ({"comp_ctx_lengths_prefill": [64]}, r"\[64\] end at 64.* Add 128 to comp_ctx_lengths_decode"),
+        ({"comp_ctx_lengths_decode": [64], "prefill_only": False}, "or lower ctx_len to 64"),
+        ({"comp_ctx_lengths_prefill": [64], "prefill_only": True}, "Add 128 to comp_ctx_lengths_prefill"),
+        ({"comp_ctx_lengths_prefill": [64], "geometry": ONE_BY_ONE}, "ctx_len is 128"),
+    ],
+)
+def test_lists_that_end_before_the_context_are_refused(given: dict[str, object], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        lists(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "furthest"),
+    [
+        ((16,), (64, 128), 96),
+        ((90,), (128,), 96),
+        ((16,), (96, 128), 64),
+        ((96,), (64, 128), None),
+        ((120,), (64, 128), None),
+        ((128,), (), None),
+        ((), (128,), None),
+    ],
+)
+def test_prompts_that_go_on_token_by_token_are_told(
+    prefill: tuple[int, ...], decode: tuple[int, ...], furthest: int | None
+) -> None:
+    said = slow_prompts(replace(SPEC, comp_ctx_lengths_prefill=prefill, comp_ctx_lengths_decode=decode))
+    assert bool(said) == (furthest is not None)
+    assert furthest is None or f"Ending it with {furthest} would help" in said

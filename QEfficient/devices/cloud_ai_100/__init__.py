@@ -6,22 +6,19 @@ command                 the command line
 specializations_file    specializations.json: the shapes of one program
 custom_io               custom_io.yaml: the precision of the state
 partitions              mdp_*.json: several devices
-layer_nodes             which nodes each of several groups of layers has
 qconfig                 qconfig.json: what a program was made from, for people
 container               programqpc.bin: what the compiler wrote, read without the SDK
-half_range              constants that float16 cannot hold
-position_tables         what positions decide, as tables: float16 does not tell far positions apart
-positional_part         the part of a graph that they are made by
-table_lookups           the tables in the graph
+graph/                  what becomes of the graph before the compiler reads it
 compilation             all of it, one step after the other
-qnn  qnn_files          the command lines of QNN's two tools, and the files that they read
-qnn_compilation         all of it by these tools (`enable_qnn`)
+qnn/                    the same by QNN's tools
 faults                  what goes wrong on a card, by name
 inference_session       buffers in, buffers out: `QAICInferenceSession`
 session                 a program as the engine sees it
 stated                  how far from float32 it computes
 opened                  a program known by its container alone, whoever compiled it
 written_io              the buffers of the first runs, for Qualcomm's tools
+numerics/               what the card's number formats do to a program, before there is a card
+plan/                   what a program will need and how fast it will be, before there is a program
 """
 
 from __future__ import annotations
@@ -95,7 +92,8 @@ class CloudAI100(Device):
         return CloudAI100(OldNames(custom_io))
 
     def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        from QEfficient.devices.cloud_ai_100 import compilation, qnn_compilation
+        from QEfficient.devices.cloud_ai_100 import compilation
+        from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
         options = compilation.check_options(given)
         if options.enable_qnn:
@@ -112,12 +110,13 @@ class CloudAI100(Device):
             found["old_names"] = _digest(custom_io) if custom_io is not None else ""
         if not options.enable_qnn:
             return found
-        from QEfficient.devices.cloud_ai_100 import qnn_compilation
+        from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
         return {**found, "qnn": qnn_compilation.ingredients(options)}
 
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
-        from QEfficient.devices.cloud_ai_100 import compilation, qnn_compilation
+        from QEfficient.devices.cloud_ai_100 import compilation
+        from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
         old = self._old_names
         if not read_options(spec.device_options).enable_qnn:

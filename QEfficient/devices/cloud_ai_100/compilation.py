@@ -19,11 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100 import custom_io, layer_nodes, partitions, qconfig
+from QEfficient.devices.cloud_ai_100 import custom_io, partitions, qconfig
 from QEfficient.devices.cloud_ai_100.command import Compilation, Files, OldNames, command, legacy_command
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
+from QEfficient.devices.cloud_ai_100.graph import layer_nodes
+from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
-from QEfficient.devices.cloud_ai_100.position_tables import for_half
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
 from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
 from QEfficient.devices.slotted import check_batching

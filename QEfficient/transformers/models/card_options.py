@@ -11,7 +11,7 @@ from QEfficient.devices import Device
 from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.specs import BlockingSpec, CompileSpec, SamplerSpec
 from QEfficient.transformers.models import blocking
-from QEfficient.transformers.models.compute_contexts import apart, automatic_lists
+from QEfficient.transformers.models.compute_contexts import automatic_lists, of_phases, unreached
 
 TARGET = "target"
 SPECULATIVE_MODEL_TYPES = (TARGET, "turbo")
@@ -140,12 +140,9 @@ def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec
     decode = numbers("comp_ctx_lengths_decode", shapes.comp_ctx_lengths_decode)
     ctx_len = spec.ctx_len
     if config.compute_context and not prefill and not decode:
-        prefill, decode, ctx_len = automatic_lists(ctx_len, spec.prefill_seq_len)
-    if prefill or decode:
-        prefill, decode = _both(prefill, decode, spec.prefill_seq_len)
-    if shapes.prefill_only is not None:
-        prefill, decode = (prefill, ()) if shapes.prefill_only else ((), decode)
-    return CompileSpec(
+        _, decode, ctx_len = automatic_lists(ctx_len, spec.prefill_seq_len)
+    prefill, decode = of_phases(prefill, decode, spec.prefill_seq_len, shapes.prefill_only)
+    found = CompileSpec(
         spec.batch_size,
         spec.prefill_seq_len,
         ctx_len,
@@ -157,15 +154,9 @@ def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec
         decode,
         shapes.prefill_only,
     )
-
-
-def _both(prefill: tuple[int, ...], decode: tuple[int, ...], length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lists for both phases, which have nothing in common unless both run in the same shape."""
-    if length == 1:
-        shared = tuple(sorted({*prefill, *decode}))
-        return shared, shared
-    decode = decode or prefill
-    return apart(prefill or decode, decode), decode
+    if unreached(found):
+        raise OptionError(unreached(found))
+    return found
 
 
 def numbers(name: str, given: Any) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from QEfficient.specs import CompileSpec
+
 GRANULARITY = 1024
 """Contexts of automatic lists are multiples of it, and none is shorter."""
 STEP = 32
@@ -36,6 +38,49 @@ def apart(prefill: Sequence[int], decode: Sequence[int]) -> tuple[int, ...]:
         free = (number for number in (length, *lower) if number not in taken | result)
         result |= {next(free, length)} - taken
     return tuple(sorted(result))
+
+
+def of_phases(
+    prefill: Sequence[int], decode: Sequence[int], prefill_seq_len: int, prefill_only: bool | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lists for the phases that are compiled: one that was not given follows from the other, and only where both have
+    shapes of their own are numbers lowered."""
+    if prefill_seq_len == 1:
+        shared = _sorted(*prefill, *decode)
+        return shared, shared
+    if prefill_only is not None:
+        alone = _sorted(*((prefill or decode) if prefill_only else (decode or prefill)))
+        return (alone, ()) if prefill_only else ((), alone)
+    decode = decode or prefill
+    return apart(prefill or decode, decode), _sorted(*decode)
+
+
+def unreached(spec: CompileSpec) -> str:
+    """Why not all of the context can be used, in a sentence; empty where it can."""
+    last = spec.comp_ctx_lengths_decode or spec.comp_ctx_lengths_prefill
+    if not last or last[-1] == spec.ctx_len:
+        return ""
+    return (
+        f"ctx_len is {spec.ctx_len:,}, but the compute contexts {list(last)} end at {last[-1]:,}, behind which no run"
+        f" could read: generating would fail there. Add {spec.ctx_len} to"
+        f" comp_ctx_lengths_{'decode' if spec.comp_ctx_lengths_decode else 'prefill'}, or lower ctx_len to {last[-1]}."
+    )
+
+
+def slow_prompts(spec: CompileSpec) -> str:
+    """Which prompts go on token by token that would not have to, in a sentence; empty where none does."""
+    prefill, decode = spec.comp_ctx_lengths_prefill, spec.comp_ctx_lengths_decode
+    furthest = apart((spec.ctx_len,), decode)
+    if not prefill or not decode or not furthest or prefill[-1] >= furthest[-1]:
+        return ""
+    return (
+        f"comp_ctx_lengths_prefill {list(prefill)} ends at {prefill[-1]:,}: where shapes are compiled, prompts that are"
+        f" longer go on token by token. Ending it with {furthest[-1]} would help."
+    )
+
+
+def _sorted(*lengths: int) -> tuple[int, ...]:
+    return tuple(sorted(set(lengths)))
 
 
 def _doubling(ctx_len: int, most: int) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from QEfficient.program import (
 )
 from QEfficient.specs import CompileSpec, EncodeSpec, ExportSpec
 from QEfficient.transformers.loading import ModelSource
+from QEfficient.transformers.models.compute_contexts import slow_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ def compile_program(
     """The published compiled form of a program for one device and geometry."""
     own = replace(spec, device_options=device.own_options(spec.device_options))
     _check_context(program, spec)
+    if slow_prompts(spec):
+        logger.warning("%s", slow_prompts(spec))
     wanted = _Compiled(program, own, device, device.compile, CompiledProgram)
     return load_compiled(wanted.published(store, compile_dir))
 

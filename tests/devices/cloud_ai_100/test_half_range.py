@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from QEfficient.devices.cloud_ai_100.half_range import within_half
+from QEfficient.devices.cloud_ai_100.graph.half_range import within_half
 
 
 def saved(folder: Path, far: float) -> Path:

@@ -143,6 +143,25 @@ def test_prefill_hands_over_to_decoding(new_sdk: str, device: str, geometry: dic
     assert ids(answers(prefill, asked)) == said, "the program for prefill alone"
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_phases_that_read_in_part_hand_over(new_sdk: str, device: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Each with a list to its context's end, which prefill beside decoding could not have."""
+    model, asked, said = world("llama")
+    prefill, decode, both = (QEFFAutoModelForCausalLM(model, continuous_batching=True) for _ in range(3))
+    half = {"num_cores": 8, "device": device, **SLOTS}
+    prefill.compile(prefill_only=True, comp_ctx_lengths_prefill=[24, 64], **CONTEXT, **half)
+    lengths = {"comp_ctx_lengths_decode": [24, 64]}
+    decode.compile(prefill_only=False, **lengths, **{**CONTEXT, "prefill_seq_len": 1}, **half)
+    assert ids(answers(decode, asked, prefill_model=prefill)) == said
+    assert ids(answers(decode, asked)) == said
+    assert ids(answers(prefill, [range(2, 62)], max_new_tokens=4)) == ids(
+        answers(decode, [range(2, 62)], max_new_tokens=4)
+    )
+    assert "token by token" not in caplog.text
+    both.compile(comp_ctx_lengths_prefill=[16], **lengths, **CONTEXT, **half)
+    assert caplog.text.count("comp_ctx_lengths_prefill [16] ends at 16") == 1
+
+
 def test_programs_of_other_geometry_hand_nothing_over(new_sdk: str) -> None:
     model, asked, _ = world("llama")
     prefill, decode = (QEFFAutoModelForCausalLM(model, continuous_batching=True) for _ in range(2))
@@ -184,6 +203,7 @@ def test_windows_that_roll_are_no_targets(new_sdk: str) -> None:
         (None, {"num_speculative_tokens": 3}, OptionError, "speculative_model_type"),
         (None, {"prefill_only": 1}, TypeError, "prefill_only"),
         (None, {"comp_ctx_lengths_decode": [128]}, OptionError, "more than ctx_len 64"),
+        (None, {"comp_ctx_lengths_decode": [24, 48]}, OptionError, r"\[24, 48\] end at 48, .* Add 64"),
         (None, {"comp_ctx_lengths_decode": "[24, x]"}, OptionError, "list of whole numbers"),
         ({"speculative_model_type": "tarjet"}, {}, ValueError, "target or turbo"),
         ({"ccl_enable": True}, {}, OptionError, "Did you mean 'ccl_enabled'"),

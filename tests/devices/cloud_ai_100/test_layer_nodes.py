@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from QEfficient.devices.cloud_ai_100.layer_nodes import FEWEST_OF_FUNCTION, node_lists, with_names
+from QEfficient.devices.cloud_ai_100.graph.layer_nodes import FEWEST_OF_FUNCTION, node_lists, with_names
 from QEfficient.errors import OptionError
 from QEfficient.program import GraphSpec, StateSpec, TensorSpec
 

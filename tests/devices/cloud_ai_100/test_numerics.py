@@ -20,6 +20,7 @@ from qaic_simulator import microscaling as simulated
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Batch, Row, get_device
+from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.numerics import microscaling
 from QEfficient.devices.cloud_ai_100.numerics.card_graph import Format
 from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph
@@ -28,7 +29,6 @@ from QEfficient.devices.cloud_ai_100.numerics.parts import find_parts
 from QEfficient.devices.cloud_ai_100.numerics.precision_file import precision_text
 from QEfficient.devices.cloud_ai_100.numerics.proposal import Advisor
 from QEfficient.devices.cloud_ai_100.numerics.session import CardSession
-from QEfficient.devices.cloud_ai_100.position_tables import for_half
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram, load_compiled, load_exported
 from QEfficient.specs import CompileSpec

@@ -16,7 +16,7 @@ from onnx.inliner import inline_local_functions
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices.cloud_ai_100 import CloudAI100
-from QEfficient.devices.cloud_ai_100.layer_nodes import with_names
+from QEfficient.devices.cloud_ai_100.graph.layer_nodes import with_names
 from QEfficient.errors import OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled
 from QEfficient.specs import CompileSpec

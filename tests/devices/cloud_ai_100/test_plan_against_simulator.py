@@ -27,8 +27,8 @@ from qaic_simulator.rules import Refusal
 from qaic_simulator.runtime import cards
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.cloud.plan import planned_size
-from QEfficient.devices.cloud_ai_100 import plan_memory
-from QEfficient.devices.cloud_ai_100.planning import (
+from QEfficient.devices.cloud_ai_100.plan import memory as plan_memory
+from QEfficient.devices.cloud_ai_100.plan.estimate import (
     GIB,
     Card,
     Estimate,

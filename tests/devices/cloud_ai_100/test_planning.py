@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from QEfficient.devices.cloud_ai_100.planning import (
+from QEfficient.devices.cloud_ai_100.plan.estimate import (
     CARDS,
     CHOICES,
     GIB,

@@ -14,9 +14,11 @@ from onnx import external_data_helper, parser
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices import Batch, Device, Row
-from QEfficient.devices.cloud_ai_100 import CloudAI100, position_tables
-from QEfficient.devices.cloud_ai_100.half_range import with_data
-from QEfficient.devices.cloud_ai_100.position_tables import Places, for_half, tabulate
+from QEfficient.devices.cloud_ai_100 import CloudAI100
+from QEfficient.devices.cloud_ai_100.graph import prepared
+from QEfficient.devices.cloud_ai_100.graph.half_range import with_data
+from QEfficient.devices.cloud_ai_100.graph.position_tables import Places, tabulate
+from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.program import CompiledProgram, ExportedProgram, load_exported
 from QEfficient.specs import CompileSpec, Specialization
@@ -207,7 +209,7 @@ def _refuse(*_: Any) -> None:
 
 
 def test_a_size_that_differs_is_not_known() -> None:
-    assert position_tables._shared(entries()) == SYMBOLS
+    assert prepared._shared(entries()) == SYMBOLS
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +240,6 @@ def test_long_texts_in_float16(
     right = late_logits(ReferenceDevice(), program, tmp_path / "reference")
     spread = np.ptp(right, axis=1)
     with_tables = np.abs(late_logits(CloudAI100(), program, tmp_path / "with") - right).max(axis=1) / spread
-    monkeypatch.setattr(position_tables, "tabulate", lambda *_: False)
+    monkeypatch.setattr(prepared, "tabulate", lambda *_: False)
     without = np.abs(late_logits(CloudAI100(), program, tmp_path / "without") - right).max(axis=1) / spread
     assert with_tables.max() < 0.01 and without.min() > 0.05

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from QEfficient.devices.cloud_ai_100 import qnn, qnn_files
 from QEfficient.devices.cloud_ai_100.options import read_options
-from QEfficient.devices.cloud_ai_100.qnn import QnnCompilation, QnnConfig, QnnFiles, QnnSdk
+from QEfficient.devices.cloud_ai_100.qnn import files as qnn_files
+from QEfficient.devices.cloud_ai_100.qnn import tools
+from QEfficient.devices.cloud_ai_100.qnn.tools import QnnCompilation, QnnConfig, QnnFiles, QnnSdk
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import GraphSpec, StateSpec, TensorSpec, state_name
 from QEfficient.specs import CompileSpec, Specialization
@@ -52,7 +53,7 @@ def asked_for(record: dict[str, Any]) -> QnnCompilation:
     """What a golden file asks for."""
     spec = CompileSpec(**record["spec"])
     graph = graph_of(record["graph"], record["dtype"], spec.continuous_batching)
-    options, config = read_options(record["options"]), qnn.qnn_config(record["qnn_config"])
+    options, config = read_options(record["options"]), tools.qnn_config(record["qnn_config"])
     return QnnCompilation(SDK, FILES, graph, spec.specializations(), options, config, record["dtype"])
 
 
@@ -60,7 +61,7 @@ PLAIN = QnnCompilation(SDK, FILES, graph_of([]), TWO)
 
 
 def backend_of(asked: QnnCompilation) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(qnn.texts(asked)[FILES.backend])
+    found: dict[str, Any] = json.loads(tools.texts(asked)[FILES.backend])
     return found
 
 
@@ -68,10 +69,10 @@ def backend_of(asked: QnnCompilation) -> dict[str, Any]:
 def test_golden(path: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     asked = asked_for(record)
-    assert qnn.converter_command(asked) == record["converter"]
-    assert qnn.context_binary_command(asked) == record["context_binary"]
-    texts = {path.name: text for path, text in qnn.texts(asked).items()}
-    assert all(path.parent == FILES.folder for path in qnn.texts(asked))
+    assert tools.converter_command(asked) == record["converter"]
+    assert tools.context_binary_command(asked) == record["context_binary"]
+    texts = {path.name: text for path, text in tools.texts(asked).items()}
+    assert all(path.parent == FILES.folder for path in tools.texts(asked))
     found = {name: json.loads(t) if name.endswith(".json") else t.split("\n") for name, t in texts.items()}
     assert found == record["files"]
 
@@ -99,7 +100,7 @@ def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QnnSdk:
 
 
 def test_the_sdk_is_found(sdk: QnnSdk) -> None:
-    assert qnn.find_qnn_sdk() == replace(sdk, version="2.34.0.250424")
+    assert tools.find_qnn_sdk() == replace(sdk, version="2.34.0.250424")
     assert sdk.converter == sdk.root / "bin/x86_64-linux-clang/qairt-converter"
     assert sdk.extensions == sdk.root / "lib/x86_64-linux-clang/libQnnAicNetRunExtensions.so"
 
@@ -117,12 +118,12 @@ def test_the_sdk_is_found(sdk: QnnSdk) -> None:
 )
 def test_the_version_is_read_tolerantly(sdk: QnnSdk, text: str, version: str | None) -> None:
     (sdk.root / "sdk.yaml").write_text(text)
-    assert qnn.find_qnn_sdk().version == version
+    assert tools.find_qnn_sdk().version == version
 
 
 def test_a_file_that_is_no_text_has_no_version(sdk: QnnSdk) -> None:
     (sdk.root / "sdk.yaml").write_bytes(b"\xff\xfe\x00")
-    assert qnn.find_qnn_sdk().version is None
+    assert tools.find_qnn_sdk().version is None
 
 
 def test_an_sdk_that_nobody_named(sdk: QnnSdk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +131,7 @@ def test_an_sdk_that_nobody_named(sdk: QnnSdk, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         DeviceError, match="QNN_SDK_ROOT is not set. Install the SDK and set QNN_SDK_ROOT to the folder"
     ):
-        qnn.find_qnn_sdk()
+        tools.find_qnn_sdk()
 
 
 def test_the_simulator_goes_before_an_installed_sdk(
@@ -138,7 +139,7 @@ def test_the_simulator_goes_before_an_installed_sdk(
 ) -> None:
     monkeypatch.setenv("QEFF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("QEFF_QAIC_SIMULATOR", "1")
-    found = qnn.find_qnn_sdk()
+    found = tools.find_qnn_sdk()
     assert found.root.is_relative_to(tmp_path / "home") and found.version
     assert (found.root / "SIMULATED").is_file()
 
@@ -158,13 +159,13 @@ def test_the_tools_find_their_own_libraries(sdk: QnnSdk, monkeypatch: pytest.Mon
 def test_an_sdk_that_lacks_a_part(sdk: QnnSdk, part: str) -> None:
     (sdk.root / part).unlink()
     with pytest.raises(DeviceError, match=f"which holds no {part}"):
-        qnn.find_qnn_sdk()
+        tools.find_qnn_sdk()
 
 
 def test_a_machine_that_the_tools_are_not_for(sdk: QnnSdk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(DeviceError, match="on x86-64 only, but this is linux on aarch64"):
-        qnn.find_qnn_sdk()
+        tools.find_qnn_sdk()
 
 
 # The user's file
@@ -173,8 +174,8 @@ def test_a_machine_that_the_tools_are_not_for(sdk: QnnSdk, monkeypatch: pytest.M
 def test_a_user_s_file(tmp_path: Path) -> None:
     path = tmp_path / "qnn.json"
     path.write_text('{"converter_args_extension": "--onnx_defer_loading --copyright_file \'a b\'"}')
-    assert qnn.read_qnn_config(path).converter_arguments == ("--onnx_defer_loading", "--copyright_file", "a b")
-    assert qnn.read_qnn_config(None) == QnnConfig()
+    assert tools.read_qnn_config(path).converter_arguments == ("--onnx_defer_loading", "--copyright_file", "a b")
+    assert tools.read_qnn_config(None) == QnnConfig()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_a_file_that_says_nothing(tmp_path: Path, text: str | None, said: str) -
     if text is not None:
         path.write_text(text)
     with pytest.raises(OptionError, match=said):
-        qnn.read_qnn_config(path)
+        tools.read_qnn_config(path)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_file_that_says_nothing(tmp_path: Path, text: str | None, said: str) -
 )
 def test_what_a_user_s_file_may_not_say(given: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        qnn.qnn_config(given)
+        tools.qnn_config(given)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_what_a_user_s_file_may_not_say(given: dict[str, Any], said: str) -> Non
 )  # fmt: skip
 def test_arguments_of_the_converter_that_are_not_the_user_s(argument: str) -> None:
     with pytest.raises(OptionError, match="which the program and its options decide. Leave it out"):
-        qnn.qnn_config({"converter_args_extension": f"--onnx_defer_loading {argument}"})
+        tools.qnn_config({"converter_args_extension": f"--onnx_defer_loading {argument}"})
 
 
 @pytest.mark.parametrize(
@@ -235,12 +236,12 @@ def test_arguments_of_the_converter_that_are_not_the_user_s(argument: str) -> No
 )  # fmt: skip
 def test_arguments_of_the_generator_that_are_not_the_user_s(argument: str) -> None:
     with pytest.raises(OptionError, match="which the program and its options decide. Leave it out"):
-        qnn.qnn_config({"context_binary_generator_args_extension": f"--log_level debug {argument}"})
+        tools.qnn_config({"context_binary_generator_args_extension": f"--log_level debug {argument}"})
 
 
 def test_arguments_that_look_like_fixed_ones_but_are_free() -> None:
     free = ("-opc", "ops.xml", "--onnx_define_symbol", "height", "4", "--target_soc_model", "AIC100")
-    assert qnn.qnn_config({"converter_args_extension": list(free)}).converter_arguments == free
+    assert tools.qnn_config({"converter_args_extension": list(free)}).converter_arguments == free
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_settings_that_the_program_decides(key: str, value: Any) -> None:
     own = backend_of(PLAIN)[key]
     assert backend_of(replace(PLAIN, config=QnnConfig(backend={key: own})))[key] == own
     with pytest.raises(OptionError, match=f"sets '{key}' to .*, but the program and its options ask for"):
-        qnn.texts(replace(PLAIN, config=QnnConfig(backend={key: value})))
+        tools.texts(replace(PLAIN, config=QnnConfig(backend={key: value})))
 
 
 def test_a_user_s_partitions_go_without_ours_only() -> None:
@@ -259,7 +260,7 @@ def test_a_user_s_partitions_go_without_ours_only() -> None:
     told = backend_of(replace(PLAIN, config=config))["compiler_mdp_load_partition_config"]
     assert told == str(Path("mine.json").absolute())  # the tools run elsewhere
     with pytest.raises(OptionError, match="sets 'compiler_mdp_load_partition_config' to 'mine.json'"):
-        qnn.texts(replace(PLAIN, options=read_options({"num_devices": 2}), config=config))
+        tools.texts(replace(PLAIN, options=read_options({"num_devices": 2}), config=config))
 
 
 def test_skipping_the_converter_has_no_effect_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -267,12 +268,12 @@ def test_skipping_the_converter_has_no_effect_and_is_said(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         asked = replace(PLAIN, config=QnnConfig(skips_converter=True))
     assert "SKIP_QNN_CONVERTER_STEP has no effect" in caplog.text
-    assert qnn.converter_command(asked) == qnn.converter_command(PLAIN)
+    assert tools.converter_command(asked) == tools.converter_command(PLAIN)
 
 
 def test_the_converted_graph_lies_where_nothing_is_kept() -> None:
     asked = replace(PLAIN, files=replace(FILES, scratch=Path("/scratch")))
-    for command in (qnn.converter_command(asked), qnn.context_binary_command(asked)):
+    for command in (tools.converter_command(asked), tools.context_binary_command(asked)):
         assert "/scratch/model.dlc" in command
 
 
@@ -317,7 +318,7 @@ def test_devices_of_partitions(tmp_path: Path, text: str | None, devices: int | 
 
 def test_a_log_level_of_the_user_replaces_ours() -> None:
     for given in (("--log_level=debug",), ("--log_level", "debug")):
-        command = qnn.context_binary_command(replace(PLAIN, config=QnnConfig(context_binary_arguments=given)))
+        command = tools.context_binary_command(replace(PLAIN, config=QnnConfig(context_binary_arguments=given)))
         assert sum("log_level" in argument for argument in command) == 1
 
 
@@ -394,4 +395,4 @@ def test_names_are_quoted_where_yaml_would_read_something_else() -> None:
 def test_mxint8_without_a_cache_needs_no_file_of_formats() -> None:
     asked = replace(PLAIN, options=read_options({"mxint8_kv_cache": True}))
     assert not asked.holds_block_floats
-    assert FILES.data_format not in qnn.texts(asked)
+    assert FILES.data_format not in tools.texts(asked)

@@ -10,8 +10,8 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from QEfficient.devices.cloud_ai_100.half_range import within_half
-from QEfficient.devices.cloud_ai_100.small_constants import SMALLEST, raise_epsilons
+from QEfficient.devices.cloud_ai_100.graph.half_range import within_half
+from QEfficient.devices.cloud_ai_100.graph.small_constants import SMALLEST, raise_epsilons
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "own" : 1]> toy (float[2] x) => (float[2] y) '
 END = "zero = Sub(x, x) sum = Add(zero, small) root = Sqrt(sum) y = Div(x, root)"

@@ -12,7 +12,7 @@ import pytest
 from onnx import parser
 
 from QEfficient import QEFFAutoModelForCausalLM
-from QEfficient.devices.cloud_ai_100.steady_norms import steady_norms
+from QEfficient.devices.cloud_ai_100.graph.steady_norms import steady_norms
 from QEfficient.verification.tiny_models import tiny_model
 
 NORM = """<ir_version: 10, opset_import: ["" : 18]>

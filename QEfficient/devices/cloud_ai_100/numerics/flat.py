@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper, shape_inference
 
-from QEfficient.devices.cloud_ai_100.half_range import with_data
+from QEfficient.devices.cloud_ai_100.graph.half_range import with_data
 
 FLOAT = int(onnx.TensorProto.FLOAT)
 SELECTION = ("qefficient", "LastToken")

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, parser
 
-from QEfficient.devices.cloud_ai_100.half_range import LARGEST
+from QEfficient.devices.cloud_ai_100.graph.half_range import LARGEST
 
 OUTPUT = "measures~"
 COUNT = 5

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from QEfficient.devices.cloud_ai_100.graph.table_lookups import PREFIX
 from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph, reads
-from QEfficient.devices.cloud_ai_100.table_lookups import PREFIX
 
 BEFORE = -1
 """The embedding, and what depends on positions alone."""

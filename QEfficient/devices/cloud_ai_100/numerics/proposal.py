@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from QEfficient.devices.cloud_ai_100.half_range import LARGEST
+from QEfficient.devices.cloud_ai_100.graph.half_range import LARGEST
 from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph, reads
 from QEfficient.devices.cloud_ai_100.numerics.measures import Measure
 

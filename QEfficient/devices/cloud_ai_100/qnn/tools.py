@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100 import qnn_files
 from QEfficient.devices.cloud_ai_100.options import EXTRA, CompilerOptions
+from QEfficient.devices.cloud_ai_100.qnn import files as qnn_files
 from QEfficient.devices.cloud_ai_100.sdk import SIMULATOR_VARIABLE, simulated_root, simulated_version
 from QEfficient.errors import DeviceError, OptionError, did_you_mean
 from QEfficient.program import GraphSpec

@@ -17,10 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from QEfficient.artifacts import fingerprint
-from QEfficient.devices.cloud_ai_100 import compilation, qnn, qnn_files
+from QEfficient.devices.cloud_ai_100 import compilation
+from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions
-from QEfficient.devices.cloud_ai_100.position_tables import for_half
-from QEfficient.devices.cloud_ai_100.qnn import QnnCompilation, QnnFiles
+from QEfficient.devices.cloud_ai_100.qnn import files as qnn_files
+from QEfficient.devices.cloud_ai_100.qnn import tools
+from QEfficient.devices.cloud_ai_100.qnn.tools import QnnCompilation, QnnFiles
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk
 from QEfficient.devices.cloud_ai_100.specializations_file import FILE, specializations_text
 from QEfficient.errors import DeviceError
@@ -30,9 +32,9 @@ from QEfficient.specs import CompileSpec
 
 def check_options(options: CompilerOptions) -> None:
     """Refuse what can be refused without a program: no SDK, a file that says too much, partitions of nobody."""
-    qnn.check_target(options)
-    qnn.find_qnn_sdk()
-    config = qnn.read_qnn_config(_config_path(options))
+    tools.check_target(options)
+    tools.find_qnn_sdk()
+    config = tools.read_qnn_config(_config_path(options))
     config.check(options)
     path = options.mdp_load_partition_config or config.backend.get(qnn_files.PARTITION_KEY)
     if path:
@@ -41,8 +43,8 @@ def check_options(options: CompilerOptions) -> None:
 
 def ingredients(options: CompilerOptions) -> Mapping[str, Any]:
     """What the compiled form depends on beside the options: the SDK, and what the user's file says and names."""
-    sdk, content = qnn.find_qnn_sdk(), _content(options)
-    partitions = qnn.qnn_config(content).backend.get(qnn_files.PARTITION_KEY)
+    sdk, content = tools.find_qnn_sdk(), _content(options)
+    partitions = tools.qnn_config(content).backend.get(qnn_files.PARTITION_KEY)
     named = Path(partitions).read_text(encoding="utf-8") if partitions else ""
     return {"sdk": sdk.version, "root": str(sdk.root), "config": content, "partitions": fingerprint({"text": named})}
 
@@ -72,21 +74,21 @@ def _config_path(options: CompilerOptions) -> Path | None:
 
 def _content(options: CompilerOptions) -> dict[str, Any]:
     path = _config_path(options)
-    return dict(qnn.config_content(path)) if path else {}
+    return dict(tools.config_content(path)) if path else {}
 
 
 def _put_together(
     program: ExportedProgram, spec: CompileSpec, options: CompilerOptions, files: QnnFiles
 ) -> QnnCompilation:
     graph = program.graphs[compilation.ROLE].spec
-    entries, config = spec.specializations(graph.windows), qnn.read_qnn_config(_config_path(options))
-    return QnnCompilation(qnn.find_qnn_sdk(), files, graph, entries, options, config, program.dtype)
+    entries, config = spec.specializations(graph.windows), tools.read_qnn_config(_config_path(options))
+    return QnnCompilation(tools.find_qnn_sdk(), files, graph, entries, options, config, program.dtype)
 
 
 def _write_files(asked: QnnCompilation, sdk: Sdk) -> None:
     """What the tools read, and for those who look for the shapes of a program, the file that every device writes."""
     specializations = specializations_text(asked.specializations, sdk)
-    for path, text in {**qnn.texts(asked), asked.files.folder / FILE: specializations}.items():
+    for path, text in {**tools.texts(asked), asked.files.folder / FILE: specializations}.items():
         path.write_text(text, encoding="utf-8")
     asked.files.binary.mkdir()
 
@@ -94,23 +96,23 @@ def _write_files(asked: QnnCompilation, sdk: Sdk) -> None:
 def _run(asked: QnnCompilation) -> str:
     """Both tools; all that they said."""
     folder, environment = asked.files.folder, asked.sdk.environment()
-    converted = compilation.run_compiler(qnn.converter_command(asked), folder, environment)
+    converted = compilation.run_compiler(tools.converter_command(asked), folder, environment)
     if not asked.files.dlc.is_file():
         raise DeviceError(
             f"{asked.sdk.converter.name} ended without an error, but wrote no {asked.files.dlc.name}:"
             f" {compilation.last_lines(converted)}"
         )
-    return converted + compilation.run_compiler(qnn.context_binary_command(asked), folder, environment)
+    return converted + compilation.run_compiler(tools.context_binary_command(asked), folder, environment)
 
 
 def _report(asked: QnnCompilation, sdk: Sdk, said: str) -> Mapping[str, Any]:
-    partitions = qnn.settings(asked).get(qnn_files.PARTITION_KEY)
+    partitions = tools.settings(asked).get(qnn_files.PARTITION_KEY)
     return {
         "sdk": sdk.version,
         "qnn_sdk": asked.sdk.version,
         "hardware": asked.options.aic_hw_version,
         "simulated": compilation.SIMULATOR_SAYS in said,
-        "commands": [qnn.converter_command(asked), qnn.context_binary_command(asked)],
+        "commands": [tools.converter_command(asked), tools.context_binary_command(asked)],
         "devices": qnn_files.partition_devices(Path(partitions)) if partitions else 1,
         "specializations": len(asked.specializations),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from QEfficient.devices.cloud_ai_100.half_range import with_data
+from QEfficient.devices.cloud_ai_100.graph.half_range import with_data
 
 POSITIONS = "position_ids"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)

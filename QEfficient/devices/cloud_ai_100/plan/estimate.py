@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES
-from QEfficient.devices.cloud_ai_100.plan_memory import cache_bytes, copied_bytes, io_bytes, refusals
-from QEfficient.devices.cloud_ai_100.plan_records import (
+from QEfficient.devices.cloud_ai_100.plan.memory import cache_bytes, copied_bytes, io_bytes, refusals
+from QEfficient.devices.cloud_ai_100.plan.records import (
     CARDS,
     FP16,
     GIB,
@@ -26,7 +26,7 @@ from QEfficient.devices.cloud_ai_100.plan_records import (
     Weights,
     Workload,
 )
-from QEfficient.devices.cloud_ai_100.plan_speed import (
+from QEfficient.devices.cloud_ai_100.plan.speed import (
     COLLECTIVE,
     FASTEST,
     HOST,

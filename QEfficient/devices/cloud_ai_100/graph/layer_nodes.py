@@ -19,9 +19,9 @@ from typing import Any
 import onnx
 from onnx.inliner import inline_selected_functions
 
-from QEfficient.devices.cloud_ai_100.half_range import within_half
+from QEfficient.devices.cloud_ai_100.graph.half_range import within_half
+from QEfficient.devices.cloud_ai_100.graph.position_tables import used_by
 from QEfficient.devices.cloud_ai_100.partitions import layers_per_partition
-from QEfficient.devices.cloud_ai_100.position_tables import used_by
 from QEfficient.errors import OptionError
 from QEfficient.program import GraphSpec
 

@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from QEfficient.devices.cloud_ai_100.half_range import LARGEST, nodes_of, within_half
-from QEfficient.devices.cloud_ai_100.positional_part import RESHAPING, PositionalPart, Symbols
-from QEfficient.devices.cloud_ai_100.small_constants import raise_epsilons
-from QEfficient.devices.cloud_ai_100.steady_norms import steady_norms
-from QEfficient.devices.cloud_ai_100.table_lookups import Axes, Table, computed, insert, remove_unused
-from QEfficient.specs import Specialization
+from QEfficient.devices.cloud_ai_100.graph.half_range import LARGEST, nodes_of
+from QEfficient.devices.cloud_ai_100.graph.positional_part import RESHAPING, PositionalPart, Symbols
+from QEfficient.devices.cloud_ai_100.graph.table_lookups import Axes, Table, computed, insert, remove_unused
 
 CONTEXT = "ctx_len"
 MOST_NUMBERS = 4096
@@ -46,23 +43,6 @@ class Places:
 
     source: Path
     added: Path
-
-
-def for_half(path: Path, scratch: Path, entries: Sequence[Specialization]) -> Path:
-    """The graph in `path`, or a copy in `scratch` that float16 does less harm to, for these shapes."""
-    places, symbols = Places(path.parent, scratch), _shared(entries)
-    changes = (
-        lambda model: raise_epsilons(model, path.parent),
-        steady_norms,
-        lambda model: tabulate(model, places, symbols),
-    )
-    return within_half(path, scratch, *changes)
-
-
-def _shared(entries: Sequence[Specialization]) -> Symbols:
-    """The sizes that are the same in all specializations."""
-    first, *others = (entry.symbols for entry in entries)
-    return {name: size for name, size in first.items() if all(other.get(name) == size for other in others)}
 
 
 def tabulate(model: onnx.ModelProto, places: Places, symbols: Symbols) -> bool:

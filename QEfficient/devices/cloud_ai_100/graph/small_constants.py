@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from QEfficient.devices.cloud_ai_100.half_range import FLOATS, SMALL, nodes_of, with_data
+from QEfficient.devices.cloud_ai_100.graph.half_range import FLOATS, SMALL, nodes_of, with_data
 
 SMALLEST = 2.0**-24
 """The smallest positive number of float16."""

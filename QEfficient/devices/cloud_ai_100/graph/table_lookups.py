@@ -13,8 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from QEfficient.devices.cloud_ai_100.half_range import SMALL, nodes_of
-from QEfficient.devices.cloud_ai_100.positional_part import POSITIONS
+from QEfficient.devices.cloud_ai_100.graph.half_range import SMALL, nodes_of
+from QEfficient.devices.cloud_ai_100.graph.positional_part import POSITIONS
 
 PREFIX = "position_table"
 ROWS, FIRST, IS_PADDING = f"{PREFIX}.rows", f"{PREFIX}.first", f"{PREFIX}.is_padding"

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from QEfficient.devices.cloud_ai_100.half_range import nodes_of
+from QEfficient.devices.cloud_ai_100.graph.half_range import nodes_of
 
 SMALLEST = 2.0**-8
 """Of `s`: so large that `e / s / s` is in the range too, and so small that it is `s` wherever `e` does not decide."""

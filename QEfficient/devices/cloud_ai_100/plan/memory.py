@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from QEfficient.devices.cloud_ai_100.plan_records import (
+from QEfficient.devices.cloud_ai_100.plan.records import (
     BLOCK,
     FP16,
     GIB,

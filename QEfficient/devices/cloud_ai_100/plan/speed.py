@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from math import ceil
 
-from QEfficient.devices.cloud_ai_100.plan_memory import cache_bytes, copied_bytes
-from QEfficient.devices.cloud_ai_100.plan_records import FP16, ModelSize, Setup, Workload
+from QEfficient.devices.cloud_ai_100.plan.memory import cache_bytes, copied_bytes
+from QEfficient.devices.cloud_ai_100.plan.records import FP16, ModelSize, Setup, Workload
 
 STREAMING = 90e9
 """Bytes per second that a SoC really reads, of 137e9 on the data sheet."""
