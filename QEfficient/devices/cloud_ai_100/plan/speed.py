@@ -14,9 +14,9 @@ STREAMING = 90e9
 """Bytes per second that a SoC really reads, of 137e9 on the data sheet."""
 COLLECTIVE = 45e-6
 """Seconds for SoCs to add up their parts of a layer, which happens twice in each."""
-PEAK_SHARE_ALONE, PEAK_SHARE_TOGETHER = 0.20, 0.13
+PEAK_SHARE_ALONE, PEAK_SHARE_TOGETHER = 0.20, 0.155
 """Of the data sheet's operations per second, as prompts reach them on one SoC and on several."""
-HOST = 0.010
+HOST = 0.018
 """Seconds that the host takes before the first token."""
 FASTEST = 0.007
 """Seconds of the shortest published step."""
