@@ -47,6 +47,8 @@ class Choice:
     presence_penalty: float = 0.0
     allowed: np.ndarray | None = None
     """Which tokens of the vocabulary may be said; None: all."""
+    follows_prompt: bool = False
+    """Whether the row's tokens are of a prompt; else they were chosen before."""
 
 
 @dataclass(frozen=True)
@@ -303,8 +305,9 @@ class Device(ABC):
         """Open a session: on these, where there are several of this device."""
 
     def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
-        """Write the exported program with the weights that the compiled form holds, in float32, into the empty
-        `folder`; None where it holds those of the exported program."""
+        """Write the exported program with the weights that the compiled form holds into the empty `folder`, in float32
+        or in a precision of its own that the reference device runs; None where it holds those of the exported
+        program."""
         return None
 
     def exactly(self, compiled: CompiledProgram) -> CompiledProgram | None:

@@ -28,15 +28,18 @@ def choice_limits(graph: GraphSpec) -> ChoiceLimits | None:
 def choice_feeds(
     rows: Sequence[Row], lines: Iterable[int], input_ids: np.ndarray, graph: GraphSpec
 ) -> dict[str, np.ndarray]:
-    """The inputs of one call. The token that was accepted last is the one that comes in, as are those of a prompt."""
+    """The inputs of one call. The token that was accepted last is the one that comes in, as are those of a prompt, which
+    are told apart by their sign: a call may be too short to show that it is one."""
     limits = choice_limits(graph)
     assert limits is not None
     height = len(input_ids)
     plain = Choice(np.full(limits.widest, HALF, np.float32))
-    choices = [plain] * height
+    choices, accepted = [plain] * height, input_ids.copy()
     for row, line in zip(rows, lines, strict=True):
         choices[line] = row.choice or plain
-    feeds = {ACCEPTED_TOKENS: input_ids} | _settings(choices, limits.widest)
+        if row.choice is None or row.choice.follows_prompt:
+            accepted[line] = -1 - accepted[line]
+    feeds = {ACCEPTED_TOKENS: accepted} | _settings(choices, limits.widest)
     if limits.guided:
         every = np.ones(limits.vocabulary, bool)
         feeds[TOKEN_BITMASKS] = np.stack([every if c.allowed is None else c.allowed for c in choices])

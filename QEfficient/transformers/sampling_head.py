@@ -81,16 +81,19 @@ def _written(buffer: torch.Tensor, rows: torch.Tensor, call: Call) -> torch.Tens
 
 def _marked(call: Call, before: _Marks, logits: torch.Tensor) -> _Marks:
     """A prompt marks its tokens against repetition only, and its beginning forgets what was there; in decoding the
-    token that was accepted is marked for both. Rows without a token stay as they are."""
+    token that was accepted is marked for both. Rows without a token stay as they are.
+
+    A prompt shows by the length of the call; one that comes in token by token by its tokens, which are given as -1 less
+    themselves then."""
     width = logits.shape[-1]
-    positions = call.position_ids
-    valid = positions >= 0
-    places = torch.where(valid, call.controls[ACCEPTED_TOKENS], width)  # a spare column takes padding
+    positions, accepted = call.position_ids, call.controls[ACCEPTED_TOKENS]
+    valid, marked = positions >= 0, accepted < 0
+    places = torch.where(valid, torch.where(marked, -1 - accepted, accepted), width)  # a spare column takes padding
     zeros = torch.zeros((positions.shape[0], width + 1), dtype=torch.float32)
     new = zeros.scatter(1, places, 1.0)[:, :width] > 0.5
     prefill = torch.scalar_tensor(positions.shape[1]) > torch.scalar_tensor(logits.shape[1])
-    begins = prefill & (positions == 0).any(dim=1, keepdim=True)
-    prompted = prefill & valid.any(dim=1, keepdim=True)
+    begins = (positions == 0).any(dim=1, keepdim=True)
+    prompted = begins | (valid & (prefill | marked)).any(dim=1, keepdim=True)
     repetition = (before.repetition & ~begins) | new
     presence = (before.presence | new) & ~prompted
     return _Marks(repetition, presence)

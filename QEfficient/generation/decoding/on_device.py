@@ -42,9 +42,10 @@ class OnDevice:
     def _told(self, step: Step) -> Step:
         if not _is_end(step):
             return step
-        return replace(step, row=replace(step.row, choice=self._choice(step.request)))
+        return replace(step, row=replace(step.row, choice=self._choice(step)))
 
-    def _choice(self, request: Request) -> Choice:
+    def _choice(self, step: Step) -> Choice:
+        request = step.request
         params = request.params
         self._check(params)
         return Choice(
@@ -56,6 +57,7 @@ class OnDevice:
             repetition_penalty=params.repetition_penalty,
             presence_penalty=params.presence_penalty,
             allowed=self._allowed(request),
+            follows_prompt=step.row.start < len(request.prompt),
         )
 
     def _random_numbers(self, request: Request) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,7 @@ WIDEST = 64
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "prefill_seq_len": 8, "num_cores": 8}
 SAMPLER = {"include_sampler": True, "max_top_k_ids": WIDEST, "include_guided_decoding": True}
 SLOTS, ROWS = {"full_batch_size": 2}, {"batch_size": 2}
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "sampler_graphs"))
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def wrapped(config: dict[str, Any] | None, slots: bool = True, model_type: str = "llama") -> QEFFAutoModelForCausalLM:
@@ -80,25 +76,33 @@ def as_choice(params: SamplingParams, numbers: np.ndarray) -> Choice:
     return Choice(numbers, **{name: getattr(params, name) for name in names})
 
 
-def next_token(session: Session, slot: int, request: Request, choice: Choice | None) -> np.ndarray:
+def next_token(session: Session, slot: int, request: Request, choice: Choice | None, chunk: int = 8) -> np.ndarray:
     """Feed what the session has not had yet."""
-    start = 0 if not request.generated else request.length - 1
-    return session.run(Batch((Row(slot, request.tokens_from(start, 8), start, choice=choice),)))[0]
+    if request.generated:
+        start = request.length - 1
+    else:
+        start = (request.length - 1) // chunk * chunk
+        for at in range(0, start, chunk):
+            session.run(Batch((Row(slot, request.tokens_from(at, chunk), at),)))
+        choice = replace(choice, follows_prompt=True) if choice else None
+    return session.run(Batch((Row(slot, request.tokens_from(start, chunk), start, choice=choice),)))[0]
 
 
-@pytest.mark.parametrize("geometry", [SLOTS, ROWS], ids=["slots", "rows"])
-def test_the_token_of_the_host(geometry: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("geometry", "chunk"), [(SLOTS, 8), (ROWS, 8), (SLOTS, 1)], ids=["slots", "rows", "token by token"]
+)
+def test_the_token_of_the_host(geometry: dict[str, int], chunk: int) -> None:
     """On the reference device, beside the program that ends in logits: 240 tokens of 30 requests in two slots, whose
-    memory starts as if all had been said."""
+    memory starts as if all had been said. Prompts of one token are among them, and with a last chunk of one."""
     own = random.Random(5)
     plain, chooser = (compiled("reference", config, geometry) for config in (None, SAMPLER))
     with get_device("reference").load(plain) as logits, get_device("reference").load(chooser) as tokens:
         for number in range(30):
-            request = Request(tuple(own.sample(range(200), own.randint(2, 8))), drawn_params(own))
+            request = Request(tuple(own.sample(range(200), own.choice((1, 1, 2, 5, 8, 9, 17)))), drawn_params(own))
             for _ in range(8):
                 numbers = np.array([own.random() for _ in range(WIDEST)], np.float32)
-                wanted = chosen_by_host(next_token(logits, number % 2, request, None), request, numbers)
-                found = next_token(tokens, number % 2, request, as_choice(request.params, numbers))
+                wanted = chosen_by_host(next_token(logits, number % 2, request, None, chunk), request, numbers)
+                found = next_token(tokens, number % 2, request, as_choice(request.params, numbers), chunk)
                 assert int(found.argmax()) == wanted and found.sum() == 1, request.params
                 request.generated.append(wanted)
 
