@@ -70,8 +70,19 @@ class ModelSource:
         mode = fake_mode()
         dtype = torch_dtype(self.dtype)
         if self.live is not None:
-            return skeleton_of(self.live, dtype, mode), mode
+            return skeleton_of(self.live, dtype, mode, self._buffer_types(dtype, mode)), mode
         return build_skeleton(self._build, mode), mode
+
+    def _buffer_types(self, dtype: torch.dtype, mode: Any) -> dict[str, torch.dtype]:
+        """In which types the class makes its buffers where its parameters are in `dtype`, if the live model's are not:
+        some follow the parameters, others are float32 whatever these are."""
+        if dtype in {p.dtype for p in self.live.parameters() if p.dtype.is_floating_point}:
+            return {}
+        try:
+            twin = build_skeleton(lambda: type(self.live)._from_config(self.config, dtype=dtype), mode)
+        except UnsupportedModelError:  # a class of the user's own, which only the user can build
+            return {}
+        return {name: buffer.dtype for name, buffer in twin.named_buffers()}
 
     def _build(self) -> Any:
         dtype = torch_dtype(self.dtype)

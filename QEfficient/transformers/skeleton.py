@@ -7,7 +7,7 @@ checkpoint; they are small, so they are computed for real and become constants o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,14 +60,17 @@ def build_skeleton(build: Callable[[], Any], mode: FakeTensorMode) -> Any:
     return model.eval()
 
 
-def skeleton_of(model: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
-    """A copy of a live model with fake parameters in `dtype`; the model itself is not touched."""
+def skeleton_of(
+    model: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode, buffers: Mapping[str, torch.dtype]
+) -> Any:
+    """A copy of a live model with fake parameters in `dtype`, and these `buffers` in types of their own; the model
+    itself is not touched."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         kept = parameter.dtype if not parameter.dtype.is_floating_point else dtype
         with mode:
             empty = torch.empty(parameter.shape, dtype=kept)
         memo[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach()
+    for name, buffer in model.named_buffers():
+        memo[id(buffer)] = buffer.detach().to(buffers.get(name, buffer.dtype))
     return copy.deepcopy(model, memo).eval()

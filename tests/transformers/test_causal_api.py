@@ -18,6 +18,7 @@ from small_models import small_bert, small_encoder, small_llama, word_tokenizer
 from QEfficient import QEFFAutoModelForCausalLM, QEFFCommonLoader
 from QEfficient.errors import OptionError, UnsupportedModelError
 from QEfficient.program import load_exported
+from QEfficient.verification.tiny_models import tiny_model
 
 PROMPTS = [[17, 60, 22, 81, 35], [7, 44, 92, 13, 28, 66, 30, 5, 9, 33, 71], [40, 6, 12]]
 COUNT = 6
@@ -137,6 +138,14 @@ def test_the_users_model_stays_as_it_was() -> None:
     assert model.training and model.config._attn_implementation == "sdpa"
     assert [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_loaded_model_in_another_dtype() -> None:
+    """Constants that a layer makes of its own follow the weights, as they do where transformers loads it so."""
+    wrapped = QEFFAutoModelForCausalLM.from_pretrained(tiny_model("minimax"), dtype="float16")
+    wrapped.compile(ctx_len=32, prefill_seq_len=8)
+    found = wrapped.generate(input_ids=PROMPTS[:1], max_new_tokens=COUNT, ignore_eos=True, temperature=0)
+    assert list(found.generated_ids[0]) == greedy(tiny_model("minimax").half(), PROMPTS[0])
 
 
 # Compile
