@@ -7,5 +7,7 @@ steady_norms       norms whose squares stay in range
 position_tables    what positions decide, as tables: float16 does not tell far positions apart
 positional_part    the part of a graph that they are made by
 table_lookups      the tables in the graph
+key_biases         what is added to scores for a key's position, measured from the query's
+key_differences    what measures it
 layer_nodes        which nodes each of several groups of layers has
 """

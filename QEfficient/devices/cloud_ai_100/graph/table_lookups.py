@@ -52,7 +52,7 @@ def insert(graph: onnx.GraphProto, tables: Mapping[str, Table], path: Path) -> N
         for place, name in enumerate(node.output):
             if name in tables:
                 node.output[place] = computed(name)
-    new = _clamped_positions(graph)
+    new: list[onnx.NodeProto] = []
     looked_up: dict[Any, str] = {}
     for name, table in tables.items():
         key = (table.values.shape, table.values.dtype.str, table.values.tobytes())
@@ -62,20 +62,26 @@ def insert(graph: onnx.GraphProto, tables: Mapping[str, Table], path: Path) -> N
             looked_up[key] = f"{stored.name}.looked_up"
             new.append(helper.make_node("Gather", [stored.name, ROWS], [looked_up[key]], axis=0))
         new.append(_in_place(looked_up[key], name, table.axes.order(table.values.ndim + 1)))
+    _put_first(graph, new)
+    clamp_positions(graph)
+
+
+def clamp_positions(graph: onnx.GraphProto) -> None:
+    """Have `ROWS`, by which tables are looked up: the positions, and 0 for padding."""
+    if any(ROWS in node.output for node in graph.node):
+        return
+    kind = next(value for value in graph.input if value.name == POSITIONS).type.tensor_type.elem_type
+    graph.initializer.append(helper.make_tensor(FIRST, kind, [], [0]))
+    is_padding = helper.make_node("Less", [POSITIONS, FIRST], [IS_PADDING])
+    _put_first(graph, [is_padding, helper.make_node("Where", [IS_PADDING, FIRST, POSITIONS], [ROWS])])
+
+
+def _put_first(graph: onnx.GraphProto, new: list[onnx.NodeProto]) -> None:
     for node in new:
         node.name = node.output[0]
     nodes = [*new, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _clamped_positions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    kind = next(value for value in graph.input if value.name == POSITIONS).type.tensor_type.elem_type
-    graph.initializer.append(helper.make_tensor(FIRST, kind, [], [0]))
-    return [
-        helper.make_node("Less", [POSITIONS, FIRST], [IS_PADDING]),
-        helper.make_node("Where", [IS_PADDING, FIRST, POSITIONS], [ROWS]),
-    ]
 
 
 def _in_place(source: str, name: str, order: list[int]) -> onnx.NodeProto:
