@@ -4,6 +4,9 @@ Environment: `QAIC_SIM_SDK` and `QAIC_SIM_SKU` say what it stands for, `QAIC_SIM
 ours or Glow's, `QAIC_SIM_COMPILER_FAULT` makes it fail (abort, exit255, full, slow:<seconds>), and
 `QAIC_SIM_LEAVE_PARTIAL=1` makes a failure leave a folder without a program. `QAIC_SIM_SHUFFLE=1` makes the order of
 inputs and outputs another one than the graph's.
+
+It ends with 0 where a program was written, 255 for JSON of another form, 1 for all else that is refused, and for
+faults of its own, which are reported as internal compiler errors, without a rule.
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ from qaic_simulator.graph.file import read_model
 from qaic_simulator.graph.operators import OPERATORS
 from qaic_simulator.profiles import TOOLS, Profile, profile_of
 from qaic_simulator.program_file import PROGRAM, program_images, program_settings, write_program
-from qaic_simulator.rules import Refusal
+from qaic_simulator.rules import Refusal, Warned
 
 SIMULATOR_LINE = "qaic simulator: no Qualcomm compiler ran"
 FAULT_VARIABLE = "QAIC_SIM_COMPILER_FAULT"
 FAULTS = ("abort", "exit255", "full", "slow")
+INTERNAL_ERROR = 1
 PARTIAL = "partial"
 UNFINISHED = "qaic-simulator"
 OPERATORS_FILE = "OnnxSupportedOperators.txt"
@@ -56,6 +60,8 @@ def main(argv: Sequence[str] | None = None, tool: str = TOOLS[0]) -> int:
         checked = check(list(sys.argv[1:] if argv is None else argv), profile, tool)
     except Refusal as refusal:
         return _report(refusal, refusal.message)
+    except Exception as error:  # Whatever is wrong with a file, who called the tool sees a message and an exit code.
+        return _report_internal(error)
     if checked.arguments is None or checked.arguments.action != "compile":
         return _tell(checked.arguments)
     return _compile(checked, checked.arguments, profile, fault)
@@ -95,21 +101,27 @@ def _report(refusal: Refusal, text: str) -> int:
     return refusal.exit_code
 
 
+def _report_internal(error: Exception) -> int:
+    """Something that no rule foresaw: a fault of the stand-in's own."""
+    text = f"Internal compiler error: {type(error).__name__}: {error}"
+    print(f"QAIC_ERROR:\nError message:  {text}\nUnable to Compile", file=sys.stderr)
+    return INTERNAL_ERROR
+
+
 def _importer_text(message: str) -> str:
     return f"QAIC_ERROR:\nError message:  {message}\nQAICException:Unable to AddNodesToGraphFromModel"
 
 
 def _compile(checked: Checked, arguments: Arguments, profile: Profile, fault: str) -> int:
     folder = Path(arguments.text("aic-binary-dir"))
-    for note in arguments.notes:
-        print(note, file=sys.stderr)
+    tell(arguments.warnings)
     print(f"Reading ONNX Model from {arguments.text('m')}")
     print("Compile started ...", flush=True)
     if arguments.has("convert-to-fp16"):
         print("Compiling model with FP16 precision.", flush=True)
     try:
         break_down(fault)
-        write_binary(folder, checked, profile, fault)
+        tell(write_binary(folder, checked, profile, fault))
     except Refusal as refusal:
         _leave_partial(folder)
         return _report(refusal, _importer_text(refusal.message))
@@ -117,8 +129,17 @@ def _compile(checked: Checked, arguments: Arguments, profile: Profile, fault: st
         _leave_partial(folder)
         print(f"QAIC_ERROR:\nError message:  {error}\nUnable to Compile", file=sys.stderr)
         return error.exit_code if isinstance(error, Breakdown) else 1
+    except Exception as error:  # The same: the rules are not all that can go wrong.
+        _leave_partial(folder)
+        return _report_internal(error)
     print(f"Generated binary is present at {folder}")
     return 0
+
+
+def tell(warnings: Sequence[Warned], before: str = "") -> None:
+    """Print warnings, each with its rule."""
+    for warning in warnings:
+        print(f"{before}{warning.line}", file=sys.stderr, flush=True)
 
 
 def break_down(fault: str) -> None:
@@ -139,8 +160,9 @@ def _leave_partial(folder: Path) -> None:
         (folder / PARTIAL).write_text("The compiler failed.\n", encoding="utf-8")
 
 
-def write_binary(folder: Path, checked: Checked, profile: Profile, fault: str) -> None:
-    """Check the graph and write the program beside its folder, which gets its name when all is there."""
+def write_binary(folder: Path, checked: Checked, profile: Profile, fault: str) -> tuple[Warned, ...]:
+    """Check the graph and write the program beside its folder, which gets its name when all is there. Returns what is
+    to be told of the graph."""
     path = Path((checked.arguments or Arguments("", {})).text("m"))
     model = read_model(path, profile)
     imported = check_graph(model, path, checked, profile)
@@ -156,6 +178,7 @@ def write_binary(folder: Path, checked: Checked, profile: Profile, fault: str) -
         _publish(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    return imported.warnings
 
 
 def _clear_stale(unfinished: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the stand-in compiler refuses, of a command and of a graph: every rule, its severity and its public source."""
+"""What the stand-in compiler refuses or warns about: every rule, its severity and its public source."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ class Refusal(Exception):
         return self.rule.exit_code
 
 
+@dataclass(frozen=True)
+class Warned:
+    """Something that is compiled all the same, and told."""
+
+    rule: Rule
+    message: str
+
+    @property
+    def line(self) -> str:
+        """For stderr, with the rule behind."""
+        return f"Warning: {self.message} [simulator rule: {self.rule.id} ({self.rule.severity}, {self.rule.source})]"
+
+
 _ARGUMENTS = (
     Rule("arguments.unknown", KNOWN, "ISS-2", "An option is in the table of options."),
     Rule("arguments.stray", DOCUMENTED, "DOC", "Every argument is -name or -name=value."),
@@ -65,6 +78,7 @@ _VALUES = (
     Rule("values.count", DOCUMENTED, "DOC", "A list has no more members than its option takes."),
     Rule("symbols.form", DOCUMENTED, "DOC", "A symbol is defined as name,number."),
     Rule("symbols.positive", INHERITED, "GLOW", "A symbol stands for a positive number."),
+    Rule("symbols.range", POLICY, "GLOW", "A symbol stands for a number of 32 bits."),
     Rule("symbols.twice", POLICY, "GLOW", "A symbol is defined once."),
 )
 
@@ -95,6 +109,7 @@ _MAPPING = (
 
 _FILES = (
     Rule("files.absent", DOCUMENTED, "DOC", "Files that are to be read exist."),
+    Rule("files.no-folder", DOCUMENTED, "DOC", "No file stands where the folder for the binary is to be."),
     Rule("files.occupied", POLICY, "ET", "The folder for the binary is new or empty."),
     Rule("json.syntax", DOCUMENTED, "ET#1129", "A JSON file is JSON.", JSON_EXIT_CODE),
     Rule("json.type", DOCUMENTED, "ET#1129", "A JSON value is of the expected type.", JSON_EXIT_CODE),
@@ -108,8 +123,10 @@ _SPECIALIZATIONS = (
     Rule("specializations.number", KNOWN, "SPEC", "Values are strings, not numbers.", JSON_EXIT_CODE),
     Rule("specializations.integer", DOCUMENTED, "DOC", "The text of a value is a whole number."),
     Rule("specializations.positive", INHERITED, "GLOW", "A dimension is positive."),
+    Rule("specializations.range", POLICY, "GLOW", "A dimension is a number of 32 bits."),
     Rule("specializations.keys", POLICY, "ET", "There are no keys that nobody reads."),
     Rule("specializations.none", POLICY, "ET", "There is an entry, and it binds a symbol."),
+    Rule("specializations.name", POLICY, "ET", "The name of an entry is not empty."),
     Rule("specializations.name-twice", DOCUMENTED, "ET", "No two entries have the same name."),
     Rule("specializations.indistinguishable", KNOWN, "CH", "Some input's shape tells each entry from all others."),
     Rule("specializations.many", POLICY, "ET", "There are at most 16 entries; the real limit is not published."),
@@ -150,27 +167,31 @@ _GRAPH = (
     Rule("graph.size", KNOWN, "ET", "The model's own file is smaller than 2 GB."),
     Rule("graph.parse", KNOWN, "ET", "The model's file is an ONNX model."),
     Rule("graph.external", DOCUMENTED, "ONNX", "External data is there, as long as its tensors are."),
-    Rule("graph.external-folder", DOCUMENTED, "ONNX", "External data lies in the folder of the model."),
-    Rule("graph.ir-version", INHERITED, "GLOW", "The model's IR version is at least 3."),
+    Rule("graph.external-folder", DOCUMENTED, "ONNX", "External data lies below the model, at a path from its folder."),
+    Rule("graph.ir-version", INHERITED, "GLOW", "The model's IR version is 3 to 10."),
     Rule("graph.no-opset", INHERITED, "GLOW", "The model says which opset of ONNX it uses."),
-    Rule("graph.opset", POLICY, "ET", "That opset is one of 11 to 18."),
+    Rule("graph.opset", POLICY, "ET", "That opset is one of 11 to 18, and that of the functions too."),
     Rule(
         "graph.domain", INHERITED, "GLOW", "Operators are ONNX's, Qualcomm's, Microsoft's or the model's own functions."
     ),
     Rule("graph.operator", INHERITED, "GLOW", "Each operator is on the list of operators."),
     Rule("graph.malformed", DOCUMENTED, "ONNX", "A node has the operands and attributes that its opset says."),
     Rule("graph.order", INHERITED, "GLOW", "A node uses what an input, a constant or an earlier node is called."),
-    Rule("graph.twice", DOCUMENTED, "ONNX", "A name stands for one value."),
+    Rule("graph.twice", DOCUMENTED, "ONNX", "A name stands for one value, or one function."),
+    Rule("graph.recursion", DOCUMENTED, "ONNX", "No function calls itself, be it through others."),
     Rule("graph.mismatch", KNOWN, "ET", "The shapes of operands fit one another."),
     Rule("graph.unbound", KNOWN, "SPEC", "Each specialization binds all symbols of the inputs."),
     Rule("graph.unknown-symbol", POLICY, "ET", "A symbol is the graph's, or one that QEfficient always writes."),
     Rule("graph.dynamic", DOCUMENTED, "DOC", "No dimension is left open once symbols are numbers."),
     Rule("graph.zero-dimension", POLICY, "GLOW", "Nothing but a constant has a dimension of zero."),
     Rule("graph.sequence", KNOWN, "ET", "Every value is a tensor."),
+    Rule("graph.sparse", POLICY, "GLOW", "All elements of a constant are written down."),
     Rule("graph.complex", KNOWN, "ET", "No value is complex."),
     Rule(
         "graph.io-type", POLICY, "ET", "Inputs and outputs are of types that a device has; float64 is not among them."
     ),
+    Rule("graph.declared", POLICY, "ONNX", "Outputs have the types and shapes that the graph says."),
+    Rule("graph.bfloat16", KNOWN, "K2", "Nothing that is computed for ai100 is bfloat16."),
     Rule("graph.memory", POLICY, "SDK", "Weights, states, inputs and outputs fit into the device's memory."),
     Rule("graph.operator-memory", DOCUMENTED, "VQ", "What one operator reads fits into the 3.9 GiB that a core maps."),
 )
@@ -213,6 +234,7 @@ _INTERFACE = (
     Rule("states.shape", DOCUMENTED, "SDK", "Both sides of a retained state have the same shape."),
     Rule("states.copied", POLICY, "ET", "A retained state is made from more than its input alone."),
     Rule("custom-io.name", KNOWN, "REG", "Each name is that of an input or output."),
+    Rule("custom-io.type", POLICY, "ET", "A precision is for floats: int8 for int8, besides."),
     Rule("custom-io.blocks", POLICY, "MX", "The last dimension of an mxint8 state is a multiple of 32."),
     Rule("node-precision.name", POLICY, "DOC", "Each name is that of a node's first output."),
     Rule("partitions.node-name", POLICY, "ET", "The nodes of a partition exist."),
@@ -232,3 +254,24 @@ GRAPH_RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.id: rule for group in (_GRAPH, _NODES, _CONSTANTS, _INTERFACE) for rule in group}
 )
 """Every rule about the graph, and about what the side files say of it, by its id."""
+
+WARNINGS: Mapping[str, Rule] = MappingProxyType(
+    {
+        rule.id: rule
+        for rule in (
+            Rule("warned.compile-only", POLICY, "ET", "qaic-compile is not told to compile only."),
+            Rule("warned.old-version", KNOWN, "CH", "The hardware version is not 2.0, which is going away."),
+            Rule("warned.float-io", POLICY, "ET", "No input or output is to be kept in float32 where math is fp16."),
+            Rule("warned.state-input", POLICY, "SDK", "An input that is called like a state has an output for it."),
+            Rule(
+                "warned.uneven-heads", POLICY, "ET", "The devices that slice tensors share the heads of states evenly."
+            ),
+        )
+    }
+)
+"""Every rule that is told and not enforced, by its id."""
+
+
+def warned(rule_id: str, message: str) -> Warned:
+    """A warning by the id of its rule."""
+    return Warned(WARNINGS[rule_id], message)

@@ -25,12 +25,16 @@ from qaic_simulator.command_line.options import (
     Option,
 )
 from qaic_simulator.profiles import HARDWARE, OLD_HARDWARE_VERSION, TOOLS, Hardware, Profile
+from qaic_simulator.rules import Warned, warned
+from qaic_simulator.side_files.specializations import LARGEST_SIZE
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 REAL_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?|-?\.[0-9]+")
 BOOLEAN_TEXTS = ("true", "false")
-COMPILE_ONLY_NOTE = "Note: qaic-compile always compiles only; -compile-only is deprecated."
-OLD_VERSION_WARNING = "Warning: -aic-hw-version=2.0 is deprecated and will be removed; use -aic-hw-version=ai100."
+COMPILE_ONLY = warned("warned.compile-only", "qaic-compile always compiles only; -compile-only is deprecated.")
+OLD_VERSION = warned(
+    "warned.old-version", "-aic-hw-version=2.0 is deprecated and will be removed; use -aic-hw-version=ai100."
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,7 @@ class Arguments:
     """What each option was given, as text; a flag has the text "1"."""
     action: str = "compile"
     """What is asked for: "compile", "help" or "operators"."""
-    notes: tuple[str, ...] = ()
-    """Lines for stderr that refuse nothing."""
+    warnings: tuple[Warned, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the option was given."""
@@ -85,7 +88,7 @@ class _Reader:
     profile: Profile
     tool: str
     values: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
     open_option: Option | None = None
     """One that had no value yet, which a lenient reader takes from the next argument."""
 
@@ -138,7 +141,7 @@ class _Reader:
         if option.removed and not _later(option.removed, self.profile.sdk):
             self.profile.refuse("arguments.removed", f"-{option.name} was removed in SDK {option.removed}.")
         elif option.name == "compile-only":
-            self.notes.append(COMPILE_ONLY_NOTE)
+            self.warnings.append(COMPILE_ONLY)
 
     def _store_flag(self, option: Option, equals: str, value: str) -> None:
         if value.lower() in BOOLEAN_TEXTS:
@@ -209,6 +212,8 @@ def _check_symbol(value: str, profile: Profile) -> None:
         profile.refuse("symbols.form", f"-onnx-define-symbol needs name,number, not '{value}'.")
     if int(number) < 1:
         profile.refuse("symbols.positive", f"Symbol {name} must be positive, but is {number} (-onnx-define-symbol).")
+    if int(number) > LARGEST_SIZE:
+        profile.refuse("symbols.range", f"Symbol {name} is {number}, but no dimension is larger than {LARGEST_SIZE}.")
 
 
 def parse(argv: Sequence[str], profile: Profile, tool: str) -> Arguments:
@@ -226,8 +231,8 @@ def parse(argv: Sequence[str], profile: Profile, tool: str) -> Arguments:
     _check_required(arguments, profile)
     _check_combinations(arguments, profile)
     _check_mapping(arguments, profile)
-    warned = [OLD_VERSION_WARNING] if arguments.text("aic-hw-version") == OLD_HARDWARE_VERSION else []
-    return Arguments(tool, given, notes=(*reader.notes, *warned))
+    old = [OLD_VERSION] if arguments.text("aic-hw-version") == OLD_HARDWARE_VERSION else []
+    return Arguments(tool, given, warnings=(*reader.warnings, *old))
 
 
 def _check_target(arguments: Arguments, profile: Profile) -> None:
@@ -300,5 +305,8 @@ def check_files(arguments: Arguments, profile: Profile) -> None:
             for absent in (value for value in values if not Path(value).is_file()):
                 profile.refuse("files.absent", f"-{name}: there is no file {absent}.")
     folder = Path(arguments.text("aic-binary-dir"))
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if arguments.has("aic-binary-dir") and not nearest.is_dir():
+        profile.refuse("files.no-folder", f"-aic-binary-dir: {nearest} is a file, and no folder.")
     if arguments.has("aic-binary-dir") and folder.is_dir() and any(folder.iterdir()):
         profile.refuse("files.occupied", f"-aic-binary-dir: {folder} is not empty.")

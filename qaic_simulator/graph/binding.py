@@ -56,6 +56,10 @@ class Program:
         """The shape of a value that is static."""
         return tuple(size for size in self.bound.shapes[name] if isinstance(size, int))
 
+    def is_folded(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is done with before the program runs."""
+        return any(name in self.bound.constants for name in node.output if name)
+
     def refuse(self, rule: str, text: str, node: onnx.NodeProto | None = None) -> None:
         """Refuse the program, or return where the profile does not apply the rule."""
         self.profile.refuse(rule, node_text(node, self.bound.model, text) if node else text)

@@ -12,14 +12,19 @@ from qaic_simulator.command_line.arguments import Arguments
 from qaic_simulator.command_line.checking import Checked
 from qaic_simulator.graph import interface as interface
 from qaic_simulator.graph.binding import Program, bind_program, check_fit
+from qaic_simulator.graph.constants import check_constants, check_folded
+from qaic_simulator.graph.declared import check_declared, check_results
 from qaic_simulator.graph.denominators import check_denominators
+from qaic_simulator.graph.doubts import doubts
 from qaic_simulator.graph.file import check_file, with_small_data
-from qaic_simulator.graph.functions import check_functions
-from qaic_simulator.graph.memory import check_memory, check_operators
+from qaic_simulator.graph.functions import check_definitions, check_functions
+from qaic_simulator.graph.kernels import check_kernels
+from qaic_simulator.graph.memory import check_inputs, check_memory, check_operators
 from qaic_simulator.graph.nodes import check_nodes
 from qaic_simulator.graph.schemas import check_schemas
-from qaic_simulator.graph.values import check_constants, check_values
+from qaic_simulator.graph.values import check_values
 from qaic_simulator.profiles import Profile
+from qaic_simulator.rules import Warned
 from qaic_simulator.side_files.specializations import Specialization, check_against
 
 
@@ -41,6 +46,7 @@ class Imported:
     """Inputs that an output depends on; the compiler tells specializations apart by these alone."""
     bytes_per_device: int
     """Of constants, states, inputs and outputs."""
+    warnings: tuple[Warned, ...] = ()
 
 
 def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, profile: Profile) -> Imported:
@@ -48,38 +54,51 @@ def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, prof
     if checked.arguments is None:
         raise ValueError("A graph is checked for a command that was accepted.")
     check_file(model, model_path, profile)
+    check_definitions(model, profile)
+    check_declared(model.graph, profile)
     check_schemas(model, profile)
     entries = checked.specializations or (Specialization("", checked.arguments.symbols),)
     if checked.arguments.has("sub-functions"):
         check_functions(model, profile)
     interface.check_symbols(model.graph, entries, profile)
+    for entry in entries:
+        check_inputs(model.graph, entry.symbols, sum(_devices(checked)), profile)
     filled = with_small_data(model, model_path.parent)
     programs = [_check_program(filled, entry, profile) for entry in entries]
+    check_kernels(programs[0], checked.arguments.hardware)
     needed = _check_resources(programs, checked.arguments, checked)
     if checked.arguments.has("convert-to-fp16"):
         check_constants(programs[0], model_path.parent)
+        for program in programs:
+            check_folded(program)
         check_denominators(programs[0], checked.node_precision.fp32 if checked.node_precision else ())
     live = interface.live_inputs(programs[0])
     sizes = {value.name: interface.sizes_of(value) for value in model.graph.input if value.name in live}
     check_against(sizes, entries, profile)
     _check_side_files(programs[0], model, checked)
-    return Imported(_shapes(programs, entries), live, needed)
+    return Imported(_shapes(programs, entries), live, needed, doubts(programs[0], checked))
 
 
 def _check_resources(programs: Sequence[Program], arguments: Arguments, checked: Checked) -> int:
     """Before the constants are looked at, which takes long where there are too many. Returns the bytes of a device."""
-    partitions = checked.partitions.partitions if checked.partitions else ()
-    counts = [len(partition.devices) for partition in partitions] or [1]
+    counts = _devices(checked)
     needed = check_memory(programs, arguments, checked.custom_io, sum(counts))
     for program in programs:
         check_operators(program, arguments.has("mxfp6-matmul"), min(counts))
     return needed
 
 
+def _devices(checked: Checked) -> list[int]:
+    """How many there are in each partition."""
+    partitions = checked.partitions.partitions if checked.partitions else ()
+    return [len(partition.devices) for partition in partitions] or [1]
+
+
 def _check_program(model: onnx.ModelProto, entry: Specialization, profile: Profile) -> Program:
     program = bind_program(model, entry.symbols, profile)
     check_nodes(program)
     check_fit(program)
+    check_results(program, model.graph, entry.symbols)
     check_values(program)
     interface.check_states(program)
     return program

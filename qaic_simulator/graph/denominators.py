@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 
 from qaic_simulator.graph.binding import Program, scan_body
@@ -67,6 +66,6 @@ class _Search:
     def _constant(self, name: str) -> float | None:
         """The value of a constant that is one float, or floats that are all the same."""
         value = self.program.bound.constants.get(name) if name else None
-        if value is None or value.dtype.kind != "f" or not value.size or np.ptp(value):
+        if value is None or value.dtype.kind != "f" or not value.size or value.min() != value.max():
             return None
         return float(value.reshape(-1)[0])

@@ -15,7 +15,8 @@ from qaic_simulator.profiles import Profile
 from qaic_simulator.rules import GRAPH_RULES, Refusal
 
 LARGEST_FILE = 2**31 - 1
-OLDEST_IR_VERSION = 3
+IR_VERSIONS = range(3, 11)
+"""Up to that of the exports that are known to compile."""
 OPSETS = range(11, 19)
 ONNX_DOMAINS = ("", "ai.onnx")
 LARGEST_OPERAND = 4096
@@ -63,6 +64,13 @@ def bodies_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
 
 
+def _graphs_within(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies in it."""
+    yield graph
+    for node in nodes_within(graph.node):
+        yield from bodies_of(node)
+
+
 def names_from_outside(body: onnx.GraphProto) -> set[str]:
     """The names that a body uses of the graph that it is in."""
     made = {value.name for value in (*body.input, *body.initializer)}
@@ -93,8 +101,9 @@ def node_text(node: onnx.NodeProto, model: onnx.ModelProto, text: str) -> str:
 
 def check_file(model: onnx.ModelProto, path: Path, profile: Profile) -> None:
     """Refuse a version, external data or an operator that the importer does not know."""
-    if model.ir_version < OLDEST_IR_VERSION:
-        profile.refuse("graph.ir-version", f"IR version {model.ir_version} is below {OLDEST_IR_VERSION}.")
+    if model.ir_version not in IR_VERSIONS:
+        text = f"IR version {model.ir_version} is none of {IR_VERSIONS[0]} to {IR_VERSIONS[-1]}."
+        profile.refuse("graph.ir-version", text)
     opset = opset_of(model)
     if not opset:
         profile.refuse("graph.no-opset", "The model does not say which opset of ONNX it uses.")
@@ -106,6 +115,7 @@ def check_file(model: onnx.ModelProto, path: Path, profile: Profile) -> None:
         elif tensor.raw_data and len(tensor.raw_data) != byte_size(tensor):
             text = f"The data of {tensor.name} is {len(tensor.raw_data)} bytes, but {byte_size(tensor)} are needed."
             profile.refuse("graph.malformed", text)
+    _check_dense(model, profile)
     _check_operators(model, profile)
     _check_order(model, profile)
 
@@ -139,17 +149,31 @@ def byte_size(tensor: onnx.TensorProto) -> int:
 def _check_external(tensor: onnx.TensorProto, folder: Path, profile: Profile) -> None:
     try:
         path, offset, length = external_place(tensor, folder)
-        is_inside = path.resolve().is_relative_to(folder.resolve())
+        location = Path(external_data_helper.ExternalDataInfo(tensor).location)
+        is_plain = not location.is_absolute() and ".." not in location.parts
+        is_inside = is_plain and path.resolve().is_relative_to(folder.resolve())
     except ValueError as error:
         raise Refusal(GRAPH_RULES["graph.external"], f"The data of {tensor.name} has no place: {error}.") from error
     if not is_inside:
-        profile.refuse("graph.external-folder", f"The data of {tensor.name} is outside the model's folder: {path}.")
+        text = f"The data of {tensor.name} is not at a place below the model's folder: {location}."
+        profile.refuse("graph.external-folder", text)
     if not path.is_file():
         raise Refusal(GRAPH_RULES["graph.external"], f"The data of {tensor.name} is absent: no file {path.name}.")
     there = path.stat().st_size
     if offset < 0 or offset + length > there or length != byte_size(tensor):
         text = f"The data of {tensor.name} is {length} bytes at {offset} of the {there} of {path.name}"
         raise Refusal(GRAPH_RULES["graph.external"], f"{text}, but {byte_size(tensor)} are needed.")
+
+
+def _check_dense(model: onnx.ModelProto, profile: Profile) -> None:
+    """Refuse constants of which only some elements are written down."""
+    sparse = [tensor.values.name for graph in _graphs_within(model.graph) for tensor in graph.sparse_initializer]
+    inside = [node for function in model.functions for node in function.node]
+    for node in nodes_within([*model.graph.node, *inside]):
+        kinds = {attribute.type for attribute in node.attribute}
+        sparse += node.output[:1] if onnx.AttributeProto.SPARSE_TENSOR in kinds else []
+    for name in sparse:
+        profile.refuse("graph.sparse", f"Constant {name} is sparse, which is not supported.")
 
 
 def _check_operators(model: onnx.ModelProto, profile: Profile) -> None:
@@ -170,6 +194,8 @@ def _check_order(model: onnx.ModelProto, profile: Profile) -> None:
     graph = model.graph
     known = {value.name for value in (*graph.input, *graph.initializer)}
     made = [name for node in graph.node for name in node.output if name]
+    for constants in (within.initializer for within in _graphs_within(graph)):
+        _check_twice([tensor.name for tensor in constants], set(), profile)
     _check_twice([value.name for value in graph.input], set(), profile)
     _check_twice([value.name for value in graph.output], set(), profile)
     _check_twice(made, known, profile)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from math import ceil, inf, prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -61,10 +64,23 @@ def _squeeze(node: onnx.NodeProto, given: Values) -> np.ndarray:
 
 
 def _divide(node: onnx.NodeProto, given: Values) -> np.ndarray:
-    if given[0].dtype.kind == "f":
-        return np.asarray(given[0] / given[1])
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.trunc(given[0] / given[1]).astype(given[0].dtype))
+    value, divisor = given
+    if value.dtype.kind == "f":
+        return np.asarray(value / divisor)
+    _check_divisor(divisor)
+    goes_up = (value % divisor != 0) & ((value < 0) != (divisor < 0))  # towards zero, where numpy goes down
+    return np.asarray(value // divisor + goes_up).astype(value.dtype)
+
+
+def _remainder(node: onnx.NodeProto, given: Values) -> np.ndarray:
+    _check_divisor(given[1])
+    return np.asarray(np.mod(*given))
+
+
+def _check_divisor(divisor: np.ndarray) -> None:
+    """Numbers without a fraction have no infinity that numpy could answer with."""
+    if divisor.dtype.kind != "f" and not divisor.all():
+        raise ZeroDivisionError("an integer is divided by zero")
 
 
 def _cast(node: onnx.NodeProto, given: Values) -> np.ndarray:
@@ -96,7 +112,7 @@ FOLDED: Mapping[str, Callable[[onnx.NodeProto, Values], np.ndarray]] = {
     "Sub": _elementwise(np.subtract),
     "Mul": _elementwise(np.multiply),
     "Div": _divide,
-    "Mod": _elementwise(np.mod),
+    "Mod": _remainder,
     "Neg": _elementwise(np.negative),
     "Abs": _elementwise(np.abs),
     "Min": lambda node, given: functools.reduce(np.minimum, given),
@@ -129,6 +145,44 @@ FOLDED: Mapping[str, Callable[[onnx.NodeProto, Values], np.ndarray]] = {
     "ReduceMin": _reduce(np.min),
 }
 
+_MOVING = frozenset(
+    {"Cast", "Concat", "NonZero", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    | {"ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum"}
+)
+"""Operators that make about as many elements as they are given; others repeat operands until these fit one another."""
+
+
+def _repeated(*shapes: Sequence[int]) -> int:
+    """Elements of operands that are repeated until they fit one another."""
+    backwards = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
+    return prod(max(sizes) for sizes in backwards)
+
+
+def _looked_up(node: onnx.NodeProto, given: Values) -> int:
+    data, indices = given
+    axis = attribute(node, "axis", 0)
+    kept: list[int] = [size for place, size in enumerate(data.shape) if place != axis % data.ndim]
+    return int(indices.size) * prod(kept)
+
+
+_GROWING: Mapping[str, Callable[[onnx.NodeProto, Values], int]] = MappingProxyType(
+    {
+        "ConstantOfShape": lambda node, given: prod(given[0].tolist()),
+        "Expand": lambda node, given: _repeated(given[0].shape, given[1].tolist()),
+        "Gather": _looked_up,
+        "Range": lambda node, given: ceil((given[1].item() - given[0].item()) / given[2].item()),
+        "Tile": lambda node, given: given[0].size * prod(given[1].tolist()),
+    }
+)
+"""Elements of what a node makes, for those whose result may be far larger than what it is made from."""
+
+
+def _made_size(node: onnx.NodeProto, given: Values) -> int:
+    """Elements of what a node makes, or fewer where it makes no more than it was given; nothing is made yet."""
+    if node.op_type in _GROWING:
+        return _GROWING[node.op_type](node, given)
+    return 0 if node.op_type in _MOVING else _repeated(*(value.shape for value in given))
+
 
 @dataclass
 class BoundGraph:
@@ -147,6 +201,10 @@ class BoundGraph:
             return None
         return np.array(self.shapes[name] if value is None else value.shape, np.int64)
 
+    def elements(self, name: str) -> float:
+        """How many a value has; infinitely many where that is not known."""
+        return prod(size for size in self.shapes[name] if isinstance(size, int)) if self.is_static(name) else inf
+
     def is_static(self, name: str) -> bool:
         shape = self.shapes.get(name)
         return shape is not None and all(isinstance(size, int) for size in shape)
@@ -160,16 +218,29 @@ def bind(model: onnx.ModelProto, symbols: Mapping[str, int]) -> BoundGraph:
             if size.dim_param in symbols:
                 size.dim_value = symbols[size.dim_param]
     del inlined.graph.value_info[:]  # what the exporter said is to be found again
-    for value in inlined.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    _forget_outputs(inlined)
     bound = BoundGraph(inlined)
     for _ in range(ROUNDS):
         before = len(bound.constants), sum(map(bound.is_static, bound.shapes))
-        _infer(bound)
         _fold(bound)
+        _infer(bound)
         if (len(bound.constants), sum(map(bound.is_static, bound.shapes))) == before:
             break
     return bound
+
+
+def _forget_outputs(model: onnx.ModelProto) -> None:
+    """Take the shapes of the outputs away, and their types where these follow: an untrue one would stop inference."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for value in bare.graph.output:
+        value.ClearField("type")
+    found = {value.name: value.type for value in onnx.shape_inference.infer_shapes(bare).graph.output}
+    for value in model.graph.output:
+        inferred = found[value.name].tensor_type.elem_type
+        if inferred:
+            value.type.tensor_type.elem_type = inferred
+        value.type.tensor_type.ClearField("shape")
 
 
 def _infer(bound: BoundGraph) -> None:
@@ -182,12 +253,19 @@ def _infer(bound: BoundGraph) -> None:
     del told.graph.node[:]
     told.graph.node.extend(kept)
     told.graph.initializer.extend(numpy_helper.from_array(np.array(v, order="C"), n) for n, v in known.items())
-    found = onnx.shape_inference.infer_shapes(told, check_type=False, strict_mode=False, data_prop=True)
+    found = onnx.shape_inference.infer_shapes(told, strict_mode=False, data_prop=not _is_long(bound))
     for value in (*found.graph.input, *found.graph.value_info, *found.graph.output):
         if value.type.tensor_type.HasField("shape"):
             bound.shapes[value.name] = tuple(map(_size, value.type.tensor_type.shape.dim))
     for tensor in found.graph.initializer:
         bound.shapes[tensor.name] = tuple(tensor.dims)
+
+
+def _is_long(bound: BoundGraph) -> bool:
+    """Whether a range may be so long that inference, which keeps its numbers one by one, would take all memory."""
+    sizes = [size.dim_value for value in bound.model.graph.input for size in value.type.tensor_type.shape.dim]
+    ends = (bound.constants.get(node.input[1]) for node in bound.model.graph.node if node.op_type == "Range")
+    return max([*sizes, *(float(np.max(end)) for end in ends if end is not None)], default=0) > LARGEST
 
 
 def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
@@ -206,7 +284,7 @@ def _fold(bound: BoundGraph) -> None:
 
 
 def _worked_out(tensor: onnx.TensorProto) -> np.ndarray | None:
-    is_small = int(np.prod(tensor.dims, dtype=np.int64)) <= LARGEST
+    is_small = prod(tensor.dims) <= LARGEST
     is_here = tensor.data_location != onnx.TensorProto.EXTERNAL
     return numpy_helper.to_array(tensor) if is_small and is_here else None
 
@@ -230,7 +308,7 @@ def _fold_node(bound: BoundGraph, node: onnx.NodeProto) -> None:
         sizes = bound.sizes(node.input[0])
         if sizes is not None:
             cut = slice(attribute(node, "start", 0), attribute(node, "end"))
-            bound.constants[output] = sizes[cut] if node.op_type == "Shape" else np.array(sizes.prod())
+            bound.constants[output] = sizes[cut] if node.op_type == "Shape" else _product(sizes)
         return
     names = [name for name in node.input if name]
     if node.domain or node.op_type in NEVER or not names or not all(name in bound.constants for name in names):
@@ -241,5 +319,12 @@ def _fold_node(bound: BoundGraph, node: onnx.NodeProto) -> None:
     if function is None or len(known) < len(values):
         bound.constants.update(dict.fromkeys(node.output))
         return
-    folded = function(node, known)
-    bound.constants[output] = folded if folded.size <= LARGEST else None
+    with np.errstate(all="ignore"):  # what is infinite or no number is looked at where it is used
+        folded = function(node, known) if _made_size(node, known) <= LARGEST else None
+    bound.constants[output] = folded if folded is not None and folded.size <= LARGEST else None
+
+
+def _product(sizes: np.ndarray) -> np.ndarray | None:
+    """The elements of a tensor, if an integer of 64 bits holds them."""
+    product = prod(sizes.tolist())
+    return np.array(product, np.int64) if product <= np.iinfo(np.int64).max else None

@@ -1,12 +1,50 @@
-"""Sub-functions that are compiled once for all their calls: no shape in them may hang on what a call passes."""
+"""The model's own functions: what they are, and what they may be where each is compiled once for all its calls."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
-from qaic_simulator.graph.file import node_text, nodes_within
+from qaic_simulator.graph.file import ONNX_DOMAINS, node_text, nodes_within, opset_of
 from qaic_simulator.graph.operators import CONSTANCY, CUSTOM_DOMAINS
 from qaic_simulator.profiles import Profile
+
+Key = tuple[str, str, str]
+"""Domain, name and overload of a function."""
+
+
+def check_definitions(model: onnx.ModelProto, profile: Profile) -> None:
+    """Refuse functions that cannot stand where they are called, whatever they do."""
+    own: dict[Key, onnx.FunctionProto] = {}
+    for function in model.functions:
+        key = (function.domain, function.name, function.overload)
+        if key in own:
+            profile.refuse("graph.twice", f"Two functions are called {function.domain}.{function.name}.")
+        own[key] = function
+        _check_opset(function, model, profile)
+    for key, function in own.items():
+        if key in _called_within(function, own):
+            profile.refuse("graph.recursion", f"Function {function.domain}.{function.name} calls itself.")
+
+
+def _check_opset(function: onnx.FunctionProto, model: onnx.ModelProto, profile: Profile) -> None:
+    for opset in function.opset_import:
+        if opset.domain in ONNX_DOMAINS and opset.version != opset_of(model):
+            text = f"Function {function.name} uses opset {opset.version} of ONNX, but the model uses {opset_of(model)}."
+            profile.refuse("graph.opset", text)
+
+
+def _called_within(function: onnx.FunctionProto, own: Mapping[Key, onnx.FunctionProto]) -> set[Key]:
+    """The functions that one calls, or that are called by those."""
+    called: set[Key] = set()
+    pending = [function]
+    while pending:
+        keys = {(node.domain, node.op_type, node.overload) for node in nodes_within(pending.pop().node)}
+        found = (keys & own.keys()) - called
+        called |= found
+        pending += [own[key] for key in found]
+    return called
 
 
 def check_functions(model: onnx.ModelProto, profile: Profile) -> None:

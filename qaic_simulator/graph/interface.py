@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import onnx
 from onnx.inliner import inline_selected_functions
@@ -10,14 +11,22 @@ from onnx.inliner import inline_selected_functions
 from qaic_simulator.graph.binding import Program
 from qaic_simulator.graph.file import names_used, nodes_within
 from qaic_simulator.profiles import Profile
-from qaic_simulator.side_files.custom_io import STATE_SUFFIXES, input_of_state
+from qaic_simulator.side_files.custom_io import PRECISIONS, STATE_SUFFIXES, input_of_state
 from qaic_simulator.side_files.node_precision import NodePrecision
 from qaic_simulator.side_files.partitions import PartitionConfig
 from qaic_simulator.side_files.specializations import Specialization
 
+_TYPES = onnx.TensorProto
 MICROSCALING_BLOCK = 32
 FEWEST_OF_FUNCTION = 100
 """Nodes of a function that stays one when the importer names nodes; smaller ones are inlined."""
+PRECISIONS_OF: Mapping[int, Collection[str]] = MappingProxyType(
+    {
+        **dict.fromkeys((_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.BFLOAT16), PRECISIONS),
+        **dict.fromkeys((_TYPES.INT8, _TYPES.UINT8), ("int8",)),
+    }
+)
+"""By the type in the graph: floats are converted, numbers without a fraction stay what they are."""
 NEVER_INLINED = (("com.qti.aisw.onnx", "CustomRMSNorm"), ("com.qti.aisw.onnx", "CastToUInt4"))
 ALWAYS_WRITTEN = frozenset(
     {
@@ -115,7 +124,12 @@ def check_custom_io(program: Program, precisions: Mapping[str, str]) -> None:
         found = name if name in names else inner if input_of_state(name) and inner in names else ""
         if not found:
             program.refuse("custom-io.name", f"{name} is no input or output of the model.")
-        elif precision == "mxint8" and program.bound.is_static(found):
+            continue
+        kind = program.element_type(found)
+        if kind and precision not in PRECISIONS_OF.get(kind, ()):
+            text = f"{name} is {onnx.TensorProto.DataType.Name(kind)}, for which there is no precision '{precision}'."
+            program.refuse("custom-io.type", text)
+        if precision == "mxint8" and program.bound.is_static(found):
             shape = program.shape(found)
             if not shape or shape[-1] % MICROSCALING_BLOCK:
                 text = f"{name} of shape {shape} does not end in whole blocks of {MICROSCALING_BLOCK}."

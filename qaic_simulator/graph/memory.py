@@ -10,7 +10,8 @@ import onnx
 
 from qaic_simulator.command_line.arguments import Arguments
 from qaic_simulator.graph.binding import Program
-from qaic_simulator.graph.interface import own_inputs
+from qaic_simulator.graph.interface import own_inputs, sizes_of
+from qaic_simulator.profiles import Profile
 from qaic_simulator.side_files.custom_io import input_of_state
 
 GIBIBYTE = 2**30
@@ -39,6 +40,18 @@ def check_memory(programs: Sequence[Program], arguments: Arguments, precisions: 
         text = f"About {needed / GIBIBYTE:.1f} GiB are needed on each of {devices} devices, which have {capacity}."
         programs[0].refuse("graph.memory", f"Memory resource exhausted: {text}")
     return ceil(known)
+
+
+def check_inputs(graph: onnx.GraphProto, symbols: Mapping[str, int], devices: int, profile: Profile) -> None:
+    """Refuse inputs, states among them, that have no room though each number took but a byte.
+
+    Before anything is inferred: of what large inputs make, inference alone may take more memory than there is.
+    """
+    shapes = [[symbols.get(str(size), size) for size in sizes_of(value)] for value in own_inputs(graph)]
+    needed = sum(prod(size for size in shape if isinstance(size, int)) for shape in shapes) / devices
+    if needed > CAPACITY[profile.sku] * GIBIBYTE:
+        text = f"At least {needed / GIBIBYTE:.1f} GiB are needed on each of {devices} devices, for inputs alone."
+        profile.refuse("graph.memory", f"Memory resource exhausted: {text}")
 
 
 def check_operators(program: Program, compresses: bool, slices: int) -> None:

@@ -17,6 +17,7 @@ from qaic_simulator.graph.interface import own_inputs
 from qaic_simulator.profiles import TOOLS, Profile
 from qaic_simulator.qnn.converted import unpacked
 from qaic_simulator.qnn.custom_io import Conversion, bound_symbols
+from qaic_simulator.rules import Warned
 from qaic_simulator.side_files.partitions import MOST_DEVICES, Device, Partition, PartitionConfig
 from qaic_simulator.side_files.specializations import Specialization
 
@@ -45,10 +46,12 @@ def check_network(conversion: Conversion, profile: Profile) -> None:
     check_graph(model, conversion.network, _checked(conversion, conversion.network, ROOMIEST), profile)
 
 
-def build(conversion: Conversion, target: Target, folder: Path, profile: Profile, fault: str = "") -> None:
-    """Write the program into a folder, which is empty."""
+def build(
+    conversion: Conversion, target: Target, folder: Path, profile: Profile, fault: str = ""
+) -> tuple[Warned, ...]:
+    """Write the program into a folder, which is empty; returns what is to be told of the network."""
     with unpacked(conversion.output) as network:
-        write_binary(folder, _checked(conversion, network, target), profile, fault)
+        return write_binary(folder, _checked(conversion, network, target), profile, fault)
 
 
 def write_serialized(folder: Path, name: str) -> None:

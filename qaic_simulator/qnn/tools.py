@@ -19,6 +19,7 @@ from qaic_simulator.compiler import (
     break_down,
     environment_fault,
     environment_profile,
+    tell,
 )
 from qaic_simulator.profiles import Profile, profile_of
 from qaic_simulator.qnn.backend import check_formats, check_library, check_settings, read_config
@@ -182,7 +183,7 @@ def generate(asked: ContextBinary, profile: Profile = USUAL, fault: str = "") ->
     target = Target(
         settings["compiler_num_of_cores"], asked.devices, settings.get("compiler_mxfp6_matmul_weights", False)
     )
-    build(asked.conversion, target, asked.binary.parent, profile, fault)
+    tell(build(asked.conversion, target, asked.binary.parent, profile, fault), f"{GENERATOR} (simulated): ")
     write_serialized(asked.binary.parent, asked.serialized)
 
 

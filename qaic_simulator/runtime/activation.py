@@ -85,7 +85,7 @@ def fault() -> str:
     asked = os.environ.get(FAULT_VARIABLE, "")
     name = asked.partition(":")[0]
     if asked not in ("", "timeout", "lost", "memory") and not re.fullmatch("again:[1-9][0-9]*", asked):
-        raise ValueError(f"{FAULT_VARIABLE} is {asked!r}; it can be timeout, lost, memory or again:N.")
+        raise RuntimeError(f"{FAULT_VARIABLE} is {asked!r}; it can be timeout, lost, memory or again:N, N from 1 on")
     return name
 
 
@@ -115,6 +115,8 @@ def items_of_buffers(buffers: Sequence[Any], dimensions: Sequence[Any] | None, n
     items = []
     for index, (binding, buffer, (item_size, dims)) in enumerate(zip(bindings, buffers, dimensions, strict=True)):
         given = tuple(int(size) for size in dims)
+        if min(given, default=0) < 0:
+            raise BufferRefusal(f"{binding.name} has dimensions {given}, of which one is negative")
         if buffer.size != item_size * math.prod(given):
             raise BufferRefusal(f"{binding.name} has {buffer.size} bytes for {given} elements of {item_size}")
         if buffer.size:
@@ -130,6 +132,8 @@ def items_of_arrays(arrays: Sequence[tuple[int, np.ndarray]], network: Network) 
     bindings = bindings_of(network.descriptor)
     items: list[Item] = []
     for index, array in arrays:
+        if isinstance(index, (bool, np.bool_)):
+            raise BufferRefusal(f"{index} is a truth value, and no index of a binding")
         if not 0 <= index < len(bindings) or index in [item.index for item in items]:
             raise BufferRefusal(f"{index} is not, or not for the first time, one of {len(bindings)} bindings")
         binding, is_input = bindings[index], index < len(network.descriptor.inputs)
@@ -234,7 +238,7 @@ class Job:
             time.sleep(float(os.environ.get(DELAY_VARIABLE, "0")) / 1000)
             self.status = self._fail() or self._run()
         except Exception as error:  # Whatever goes wrong on a device, the host sees a status.
-            log(f"Device {self._activation.qids[0]}: {error}")
+            log(f"Device {self._activation.qids[0]}: {' '.join(str(error).split())}")
             self.status = QStatus.QS_DEV_ERROR
         finally:
             self.done.set()

@@ -28,12 +28,14 @@ from qaic_simulator.runtime.bodies import infer_types
 from qaic_simulator.runtime.constants import take_constants
 from qaic_simulator.runtime.functions import flatten
 from qaic_simulator.runtime.halving import Halving, node_rule
-from qaic_simulator.runtime.matrices import round_matrices, rounding
+from qaic_simulator.runtime.matrices import round_half_matrices, round_matrices, rounding
 from qaic_simulator.runtime.noise import RUN, noise_ulps, with_noise
 from qaic_simulator.runtime.pacing import is_paced, pace_of
 from qaic_simulator.runtime.settings import DESCRIPTOR, MODEL, SETTINGS, ExecutionError, Settings, read_settings
 from qaic_simulator.side_files.custom_io import input_of_state
 
+FATAL = 4
+"""The level of onnxruntime's log at which it does not tell of errors, which it raises as well."""
 _IN_MEMORY = 1 << 30
 """Bytes of a model that is handed to onnxruntime as one message; those have a limit of 2 GiB."""
 
@@ -95,6 +97,7 @@ def card_model(images: Mapping[str, bytes], descriptor: NetworkDescriptor, setti
     constants = take_constants(model, images.get(CONSTANTS, b""))
     if settings.mxfp6:
         types |= dict.fromkeys(round_matrices(model.graph, constants), int(onnx.TensorProto.FLOAT))
+        types |= dict.fromkeys(round_half_matrices(model.graph), int(onnx.TensorProto.FLOAT16))
     if not settings.half and not settings.fp16:
         model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     else:
@@ -113,7 +116,7 @@ def _open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # Fused operators would round less often.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = FATAL  # a run that fails has a status, and a line of the runtime's own
     providers = ["CPUExecutionProvider"]
     if model.ByteSize() < _IN_MEMORY:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from qaic_simulator.graph.file import nodes_within
 from qaic_simulator.graph.folding import attribute
@@ -56,6 +57,20 @@ def round_matrices(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> 
             nodes.append(node)
         replace_items(part.node, nodes)
     return [output for node in nodes_within(graph.node) for output in node.output if output not in producers]
+
+
+def round_half_matrices(graph: onnx.GraphProto) -> list[str]:
+    """The same for constants in float16, which lie in the graph itself."""
+    values = {
+        tensor.name: numpy_helper.to_array(tensor).astype(np.float32)
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT16
+    }
+    before = set(values)
+    names = round_matrices(graph, values)
+    rounded = values.keys() - before
+    graph.initializer.extend(numpy_helper.from_array(values[name].astype(np.float16), name) for name in sorted(rounded))
+    return [*names, *rounded]
 
 
 def makers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

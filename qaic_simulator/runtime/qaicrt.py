@@ -105,6 +105,7 @@ class Context:
     __slots__ = ("__weakref__", "_qids")
 
     def __init__(self, qids: QIDList | None = None, /) -> None:
+        fault()  # the first call of a host: a wrong wish is refused here, not in the middle of its work
         known = [use.card.qid for use in cards.look()]
         self._qids = tuple(known if qids is None else qids)
         unknown = sorted(set(self._qids) - set(known))

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from qaic_simulator.profiles import Profile
 
 MOST_ENTRIES = 16
+LARGEST_SIZE = 2**31 - 1
+"""Of one dimension: more than any device has memory for."""
 INDISTINGUISHABLE = "No input that uniquely identifies specialization"
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _JSON_NAMES: Mapping[type, str] = {
@@ -103,6 +105,8 @@ def _read_named(entry: Any, profile: Profile) -> Specialization:
         return _read_flat(entry, profile)
     name, symbols = expect_key(entry, "name", profile), expect_key(entry, "symbols", profile)
     expect(name, str, profile)
+    if not name:
+        profile.refuse("specializations.name", "The name of a specialization is empty.")
     expect(symbols, dict, profile)
     refuse_other_keys(entry, ("name", "symbols"), "specializations.keys", profile)
     return Specialization(name, _read_flat(symbols, profile).symbols)
@@ -113,6 +117,9 @@ def _read_number(symbol: str, value: str, profile: Profile) -> int:
         profile.refuse("specializations.integer", f"Symbol {symbol} needs a whole number, not '{value}'.")
     if int(value) < 1:
         profile.refuse("specializations.positive", f"Symbol {symbol} must be positive, but is {value}.")
+    if int(value) > LARGEST_SIZE:
+        text = f"Symbol {symbol} is {value}, but no dimension is larger than {LARGEST_SIZE}."
+        profile.refuse("specializations.range", text)
     return int(value)
 
 

@@ -90,6 +90,7 @@ def _write_model(path: Path, described: Mapping[str, Any]) -> None:
     weights = list(_own_weights(described.get("weights", {}), path.with_name(WEIGHTS)))
     for tensor in [*weights, *described.get("external", ())]:
         model.graph.initializer.append(_external(tensor))
+    model.graph.sparse_initializer.extend(_sparse(name) for name in described.get("sparse", ()))
     for node in model.graph.node:
         node.name = node.name or node.output[0]
     _rename(model.graph, described.get("rename", {}))
@@ -121,6 +122,14 @@ def _external(described: Mapping[str, Any]) -> Any:
         if key in described:
             tensor.external_data.add(key=key, value=str(described[key]))
     return tensor
+
+
+def _sparse(name: str) -> Any:
+    """Four numbers, one of which is written down: the others are zero."""
+    from onnx import TensorProto, helper
+
+    one = helper.make_tensor(name, TensorProto.FLOAT, [1], [1.0])
+    return helper.make_sparse_tensor(one, helper.make_tensor("", TensorProto.INT64, [1], [2]), [4])
 
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:

@@ -178,12 +178,18 @@ def describe(root: Path, program: Path) -> str:
 
 
 def judge(case: Case, result: Result) -> Result:
-    """The result beside what was expected; a stand-in has to name the rule too."""
+    """The result beside what was expected; a stand-in has to name the rules too, also of what it only warns about."""
     judged = {"id": case["id"], "digest": digest(case), "expected": case["verdict"], "rule": case["rule"], **result}
     if result["ran"]:
         named = re.findall(r"^simulator rule: (\S+)", "\n".join(result["stderr"]), re.MULTILINE)
         judged["named_rule"] = named[0] if named else ""
-        judged["agrees"] = result["verdict"] == case["verdict"] and (not named or named[0] == case["rule"])
+        warned = re.findall(r"^Warning: .*\[simulator rule: (\S+) ", "\n".join(result["stderr"]), re.MULTILINE)
+        judged["named_warnings"] = warned
+        judged["agrees"] = (
+            result["verdict"] == case["verdict"]
+            and (not named or named[0] == case["rule"])
+            and (not warned or bool(named) or warned == case.get("warns", []))
+        )
     return judged
 
 

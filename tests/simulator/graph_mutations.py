@@ -135,7 +135,7 @@ def repeat_input(mutant: Mutant, chance: Random) -> None:
 
 def change_version(mutant: Mutant, chance: Random) -> None:
     if chance.random() < 0.3:
-        mutant.model.ir_version = chance.choice([1, 2])
+        mutant.model.ir_version = chance.choice([1, 2, 11, 99])
     elif chance.random() < 0.5:
         del mutant.model.opset_import[0]
     else:
@@ -255,6 +255,44 @@ def lose_data(mutant: Mutant, chance: Random) -> None:
     entry.value = chance.choice(["absent.bin", "../../../elsewhere.bin", "/weights.bin", "/tmp/weights.bin"])
 
 
+def detour_data(mutant: Mutant, chance: Random) -> None:
+    """To the same file, by a path that leaves a folder."""
+    entry = next(entry for entry in _external(mutant, chance).external_data if entry.key == "location")
+    entry.value = f"{chance.choice(['.', 'below'])}/../{entry.value}"
+
+
+def repeat_constant(mutant: Mutant, chance: Random) -> None:
+    mutant.graph.initializer.append(chance.choice(mutant.graph.initializer))
+
+
+def spoil_folded(mutant: Mutant, chance: Random) -> None:
+    """What constants become is beyond fp16, or no number, though each of them is one."""
+    operator, left, right = chance.choice([("Mul", 300, 300), ("Add", 65000, 65000), ("Div", 0, 0), ("Div", 1, 0)])
+    mutant.append("Constant", [], ["left"], value_float=float(left))
+    mutant.append("Constant", [], ["right"], value_float=float(right))
+    mutant.append(operator, ["left", "right"], ["folded"])
+    mutant.append(chance.choice(["Add", "Mul", "Max"]), [mutant.state(chance).name, "folded"], ["unfit"])
+
+
+def narrow_value(mutant: Mutant, chance: Random) -> None:
+    """A value is bfloat16 on its way, which this card has no kernels for."""
+    mutant.append("Cast", [mutant.state(chance).name], ["narrow"], to=TensorProto.BFLOAT16)
+    mutant.append("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT)
+
+
+def untrue_output(mutant: Mutant, chance: Random) -> None:
+    """An output is said to have another last dimension, or another type, than it has."""
+    kind = chance.choice(mutant.graph.output).type.tensor_type
+    if chance.random() < 0.5:
+        kind.shape.dim[-1].dim_value = 7
+    else:
+        kind.elem_type = TensorProto.FLOAT16
+
+
+def no_outputs(mutant: Mutant, chance: Random) -> None:
+    del mutant.graph.output[:]
+
+
 def move_data(mutant: Mutant, chance: Random) -> None:
     """To where the file has no more bytes, or fewer."""
     key, value = chance.choice([("offset", len(mutant.weights)), ("length", 4), ("offset", -4), ("length", "many")])
@@ -307,6 +345,12 @@ GRAPH_MUTATIONS: tuple[Mutation, ...] = (
     empty_input,
     misfit,
     lose_data,
+    detour_data,
+    repeat_constant,
+    spoil_folded,
+    narrow_value,
+    untrue_output,
+    no_outputs,
     move_data,
     cut_weights,
     cut_model,

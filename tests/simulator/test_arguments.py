@@ -47,16 +47,16 @@ def test_unknown_option_with_a_value_is_named_without_it() -> None:
 
 
 def test_what_1_21_notes_1_22_refuses() -> None:
-    noted = parse([*SMALLEST, "-compile-only"], OLD, COMPILER).notes
-    assert len(noted) == 1 and "-compile-only" in noted[0]
+    (noted,) = parse([*SMALLEST, "-compile-only"], OLD, COMPILER).warnings
+    assert "-compile-only" in noted.message and "[simulator rule: warned.compile-only (" in noted.line
     assert refusal_of("-compile-only", sdk="1.22").rule.id == "arguments.removed"
-    assert not parse([*SMALLEST, "-compile-only"], NEW, "qaic-exec").notes
+    assert not parse([*SMALLEST, "-compile-only"], NEW, "qaic-exec").warnings
 
 
 def test_old_hardware_version_is_warned_about() -> None:
     argv = [argument.replace("ai100", "2.0") for argument in SMALLEST]
     arguments = parse(argv, OLD, COMPILER)
-    assert "ai100" in arguments.notes[0] and arguments.hardware.name == "ai100"
+    assert "ai100" in arguments.warnings[0].message and arguments.hardware.name == "ai100"
 
 
 def test_json_faults_have_the_words_and_the_exit_code_of_the_real_tool(tmp_path: Path) -> None:

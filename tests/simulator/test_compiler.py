@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
+from qaic_simulator import compiler
 from qaic_simulator.compiler import SIMULATOR_LINE, main
 from qaic_simulator.container import read_container
 from qaic_simulator.network_descriptor import Binding, Shape, decode_descriptor
@@ -229,6 +231,41 @@ def test_refusals_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "simulator rule: graph.unbound (known, SPEC)",
     ]
     assert not (tmp_path / "qpc").exists()
+
+
+def test_a_fault_that_no_rule_foresaw_is_told_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside files, and beside the graph."""
+    argv = small_command(tmp_path)
+    for step in ("check", "check_graph"):
+        monkeypatch.undo()
+        monkeypatch.setattr(compiler, step, Mock(side_effect=MemoryError("no room for 256 GiB")))
+        assert main(argv) == 1 and not (tmp_path / "qpc").exists()
+        assert capsys.readouterr().err.splitlines() == [
+            "QAIC_ERROR:",
+            "Error message:  Internal compiler error: MemoryError: no room for 256 GiB",
+            "Unable to Compile",
+        ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinities_are_no_reason_to_say_anything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither as a constant nor as what becomes of constants."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]> program (float[2, 4] x) => (float[2, 4] y)
+            <float[1] one = {-1}, float[1] zero = {0}> {
+            less = Add(x, far)
+            least = Div(one, zero)
+            y = Max(less, least)
+        }
+    """)
+    far = onnx.numpy_helper.from_array(np.full(4, -np.inf, np.float32), "far")
+    model.graph.initializer.append(far)
+    (tmp_path / "far.onnx").write_bytes(model.SerializeToString())
+    argv = [f"-m={tmp_path / 'far.onnx'}", f"-aic-binary-dir={tmp_path / 'qpc'}"]
+    assert main(["-aic-hw", "-aic-hw-version=ai100", "-convert-to-fp16", *argv]) == 0
+    assert not capfd.readouterr().err
 
 
 def test_older_release_and_lenience_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ from qaic_simulator.command_line.checking import check_command
 from qaic_simulator.compiler import main
 from qaic_simulator.profiles import SDKS, TOOLS
 from qaic_simulator.program_file import PROGRAM
-from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, RULES, SEVERITIES
+from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, RULES, SEVERITIES, WARNINGS
 
 KEYS = {"id", "tool", "sdk", "argv", "files", "verdict", "rule", "source"}
-OPTIONAL = {"sku", "note", "only"}
+OPTIONAL = {"sku", "note", "only", "warns"}
 FEWEST_REFUSED, FEWEST_ACCEPTED = 200, 90
 ALL_RULES = {**RULES, **GRAPH_RULES}
 CASES = read_cases()
@@ -44,6 +44,7 @@ class Verdict:
     rule: str
     written: bool
     text: str
+    warns: tuple[str, ...] = ()
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +69,13 @@ class Tool:
             self.monkeypatch.setenv(f"QAIC_SIM_{name}", value)
         if case.get("only") == "arguments":
             checked = check_command(argv, sdk, case["tool"], strict, settings["SKU"])
-            return Verdict(checked.refusal.exit_code if checked.refusal else 0, checked.rule, False, "")
+            said = tuple(each.rule.id for each in checked.arguments.warnings) if checked.arguments else ()
+            return Verdict(checked.refusal.exit_code if checked.refusal else 0, checked.rule, False, "", said)
         code = main(argv, case["tool"])
         errors = self.output.readouterr().err
         found = re.search(r"^simulator rule: (\S+) ", errors, re.MULTILINE)
-        return Verdict(code, found[1] if found else "", self._is_written(argv), errors)
+        warns = re.findall(r"^Warning: .*\[simulator rule: (\S+) ", errors, re.MULTILINE)
+        return Verdict(code, found[1] if found else "", self._is_written(argv), errors, tuple(warns))
 
     def _is_written(self, argv: list[str]) -> bool:
         folders = [Path(argument.partition("=")[2]) for argument in argv if argument.startswith("-aic-binary-dir=")]
@@ -88,6 +91,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_verdict(case: Case, sdk: str, tool: Tool) -> None:
     found = tool.run(case, sdk)
     assert ("accept" if found.code == 0 else "refuse", found.rule) == (case["verdict"], case["rule"]), found.text
+    assert case["verdict"] == "refuse" or list(found.warns) == case.get("warns", []), found.text
     compiles = "-aic-hw" in case["argv"] and case.get("only") != "arguments"
     assert found.written == (found.code == 0 and compiles)
 
@@ -108,6 +112,11 @@ def test_lenient_verdict(case: Case, sdk: str, tool: Tool) -> None:
 
 def test_every_rule_has_a_case() -> None:
     assert {case["rule"] for case in CASES if case["verdict"] == "refuse"} == set(ALL_RULES)
+
+
+def test_every_warning_has_a_case_that_is_accepted() -> None:
+    assert {rule for case in CASES for rule in case.get("warns", ())} == set(WARNINGS)
+    assert all(case["verdict"] == "accept" for case in CASES if "warns" in case)
 
 
 def test_the_corpus_is_large_and_for_both_releases() -> None:
@@ -134,5 +143,5 @@ def test_no_case_stands_twice() -> None:
 
 
 def test_rules_are_well_formed() -> None:
-    for rule in ALL_RULES.values():
+    for rule in (*ALL_RULES.values(), *WARNINGS.values()):
         assert rule.severity in SEVERITIES and rule.source and rule.sentence.endswith(".")

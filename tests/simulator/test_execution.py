@@ -301,6 +301,16 @@ def test_constant_matrices_are_rounded_along_what_is_summed(
     np.testing.assert_allclose(run(model, {"x": x}, mxfp6=True), product(x, matrix), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_so_are_those_of_programs_in_float16(name: str) -> None:
+    body, shape, axis = MATRICES[name]
+    w, x = weights(*shape).astype(np.float16), weights(2, 48).astype(np.float16)
+    rounded = round_mxfp6(w.astype(np.float32), axis)
+    matrix = rounded[1] if name == "bank" else rounded if axis == -2 else rounded.T
+    model = with_constants(parsed(f"g (float16[2,48] x) => (float16[2,8] y) {{ {body} }}"), w=w)
+    np.testing.assert_allclose(run(model, {"x": x}, mxfp6=True), x @ matrix, rtol=5e-3, atol=5e-3)
+
+
 def test_a_left_factor_is_rounded_too_and_a_bias_is_not() -> None:
     w, b = weights(8, 48), weights(48)
     model = with_constants(parsed("g (float[48,1] x) => (float[8,1] y) { y = MatMul(w, x) }"), w=w)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_operators_off_the_list_are_constant_without_a_value() -> None:
 @pytest.mark.parametrize(
     ("operator", "given", "attributes"),
     [
-        ("Div", [np.array([-7, 7]), np.array([2, -2])], {}),
+        ("Div", [np.array([-7, 7, -6, 6]), np.array([2, -2, 2, -2])], {}),
         ("Slice", [np.arange(10), np.array([8]), np.array([-11]), np.array([0]), np.array([-3])], {}),
         ("Slice", [np.arange(12).reshape(3, 4), np.array([1]), np.array([9]), np.array([1])], {}),
         ("Reshape", [np.arange(6), np.array([3, -1])], {}),
@@ -117,6 +118,47 @@ def test_folds_as_onnx_says(operator: str, given: list[np.ndarray], attributes: 
     (wanted,) = onnx.reference.ReferenceEvaluator(model).run(None, dict(zip(names, given, strict=True)))
     found = FOLDED[operator](node, given)
     assert found.dtype == wanted.dtype and np.array_equal(found, wanted)
+
+
+LARGE = {
+    "ConstantOfShape": ([[10**12]], {}),
+    "Expand": ([[1], [2**36]], {}),
+    "Gather": ([np.zeros((2**12, 2**8), np.int64), np.zeros(2**13, np.int64)], {}),
+    "Range": ([0, 2**40, 1], {}),
+    "Tile": ([[1], [2**36]], {}),
+    "Add": ([np.zeros((2**18, 1), np.int64), np.zeros(2**18, np.int64)], {}),
+}
+
+
+@pytest.mark.parametrize("operator", LARGE)
+def test_what_is_too_large_to_work_out_takes_no_memory(operator: str) -> None:
+    """It is known to be constant, as soon as it is known how large it would be."""
+    given, attributes = LARGE[operator]
+    names = [f"i{number}" for number in range(len(given))]
+    nodes = [*map(constant, names, given), helper.make_node(operator, names, ["y"], **attributes)]
+    tracemalloc.start()
+    found = bound(nodes, [1])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "y" in found.constants and found.constants["y"] is None and found.is_static("y")
+    assert most < 2**27
+
+
+def test_the_elements_of_what_no_integer_can_count() -> None:
+    assert bound([helper.make_node("Size", ["x"], ["y"])], [2**40, 2**40]).constants["y"] is None
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+def test_integers_have_no_infinity(operator: str) -> None:
+    nodes = [constant("one", [1]), constant("zero", [0]), helper.make_node(operator, ["one", "zero"], ["y"])]
+    with pytest.raises(ZeroDivisionError, match="integer"):
+        bound(nodes, [1])
+
+
+def test_integers_are_divided_as_integers() -> None:
+    """Beyond 2 ** 53, floats would give another result."""
+    nodes = [constant("long", [2**60 + 1]), constant("one", [1]), helper.make_node("Div", ["long", "one"], ["y"])]
+    assert bound(nodes, [1]).constants["y"].tolist() == [2**60 + 1]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("batches", [False, True])

@@ -292,6 +292,7 @@ def changed_lists(host: Host) -> dict[str, tuple[list[qaicrt.QBuffer], Any]]:
         "an output of no specialization": other(2, bytes(12), (4, (3,))),
         "more than an output": other(2, bytes(20), (4, (5,))),
         "a part of what is whole": other(1, bytes(4), (2, (2,))),
+        "two dimensions below zero": other(0, bytes(16), (4, (-2, -2))),
         "no input": other(0, b"", (8, (0,))),
     }
 
@@ -363,8 +364,7 @@ def test_arrays_in_flight_are_nobodys(
 @pytest.mark.parametrize(
     "arrays",
     [
-        [(4, np.zeros(4, np.float32))],
-        [(-1, np.zeros(4, np.float32))],
+        *([(index, np.zeros(4, np.float32))] for index in (4, -1, False, np.bool_(False))),
         [(0, np.zeros(4, np.float32)), (0, np.zeros(4, np.float32))],
         [(0, np.zeros(4, np.int32))],
         [(0, np.zeros(8, np.float32)[::2])],
