@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ EXAMPLES = """\
 CTX_LEN, CHUNK, TOKENS = 128, 32, 1024
 FILE = "fp32_nodes.yaml"
 RANGE, ROOT = 65504.0, 255.9
+NAMED = 5
+"""Weights that the verdict names."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -56,6 +58,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._preparation import Preparation, model_name
     from QEfficient.cloud._presentation import StageClock
+    from QEfficient.errors import DeviceError
 
     if arguments.simulate is not None and not arguments.compile:
         raise UsageError("--simulate goes with --compile.")
@@ -65,10 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.export_dir = None
     spec = _spec(arguments)
     with StageClock(arguments.verbose) as clock:
-        program = Preparation(model_name(arguments), arguments, clock).exported()
         clock("load libraries")
-        from QEfficient.verification.numerics import examine, read_text
+        from QEfficient.verification.numerics import check_length, examine, read_text
 
+        check_length(arguments.tokens)
+        program = Preparation(model_name(arguments), arguments, clock).exported()
         read = read_text(program, text, arguments.tokens)
         findings = examine(program, read, spec, clock)
         if findings.proposal:
@@ -77,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
             clock("compile and run")
             findings = _compiled(findings, program, read, spec, output)
     _tell(findings, output, arguments.json, clock.seconds)
+    if findings.refusal:
+        raise DeviceError(findings.refusal)
     return 0
 
 
@@ -124,12 +130,17 @@ def _write(path: Path, findings: Findings) -> None:
 
 
 def _compiled(findings: Findings, program: ExportedProgram, text: Text, spec: CompileSpec, file: Path) -> Findings:
+    """With what the compiled program gives, or why there is none: what was found before is told all the same."""
     from dataclasses import replace
 
+    from QEfficient.errors import QEfficientError
     from QEfficient.verification.numerics import COMPILED, FLOAT16, compiled_perplexity
 
     options = {"node_precision_info": str(file.absolute())} if findings.proposal else {}
-    found, is_simulated = compiled_perplexity(program, text, spec, options)
+    try:
+        found, is_simulated = compiled_perplexity(program, text, spec, options)
+    except QEfficientError as error:
+        return replace(findings, refusal=str(error))
     name = COMPILED if findings.proposal else f"{FLOAT16}, compiled"
     remark = f"'{name}' was run on {'a simulated card' if is_simulated else 'a card'}."
     perplexities = {**findings.perplexities, name: found}
@@ -170,7 +181,16 @@ def _perplexities(findings: Findings) -> Iterator[tuple[str, str, str]]:
 
 def _remarks(findings: Findings) -> Iterator[str]:
     """The worst of what the table shows, in words."""
+    from QEfficient.verification.numerics import ENOUGH
+
     yield f"{len(findings.text.tokens):,} tokens of {findings.text.source}, in windows of {findings.ctx_len:,}."
+    if findings.is_short:
+        yield (
+            "so few tokens prove nothing: the perplexities are accidents, and what longer texts reach was not seen."
+            f" Read at least {ENOUGH}."
+        )
+    for name, largest in findings.beyond.items():
+        yield f"{name} holds {_figure(largest)}, and float16 ends at {RANGE:,.0f}."
     for row in findings.rows:
         if row.overflows:
             yield f"{row.name}: {row.overflows} tensors leave float16; {row.tensor} reaches {row.largest:,.0f}."
@@ -181,7 +201,25 @@ def _remarks(findings: Findings) -> Iterator[str]:
 
 
 def _verdict(findings: Findings, file: Path) -> str:
-    """A sentence that answers the question."""
+    """Sentences that answer the question."""
+    said = _answer(findings, file)
+    if findings.is_short:
+        said = f"As far as {len(findings.text.tokens):,} tokens show: {said}"
+    return f"{_refused(findings.beyond)} Apart from that: {said}" if findings.beyond else said
+
+
+def _refused(beyond: Mapping[str, float]) -> str:
+    """That there is no program as long as such weights are in it."""
+    named = [f"{name} ({_figure(largest)})" for name, largest in list(beyond.items())[:NAMED]]
+    named += [f"{len(beyond) - NAMED} more"] if len(beyond) > NAMED else []
+    return (
+        f"The compiler refuses this model: float16 ends at {RANGE:,.0f}, and weights are beyond it: {', '.join(named)}."
+        " No file changes that; scale them down, and up again what they are multiplied with."
+    )
+
+
+def _answer(findings: Findings, file: Path) -> str:
+    """Whether float16 does, and what helps."""
     from QEfficient.verification.numerics import FLOAT16, FLOAT32, WITH_FILE, is_near
 
     found, wanted = findings.perplexities, findings.perplexities[FLOAT32]

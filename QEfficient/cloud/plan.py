@@ -13,7 +13,7 @@ from QEfficient.cloud._arguments import Parser, UsageError, add_source, positive
 
 if TYPE_CHECKING:
     from QEfficient.devices.cloud_ai_100.plan.estimate import Estimate, ModelSize, Setup, Weights, Workload
-    from QEfficient.transformers.size_records import ModelSizes, StateCounts
+    from QEfficient.transformers.size_records import FileCounts, ModelSizes, StateCounts
 
 HELP = "Say whether a model fits on a Cloud AI 100, on how many SoCs, and how fast it should be."
 EXAMPLES = """\
@@ -39,7 +39,7 @@ def _add_workload(group: Any) -> None:
     add("--ctx-len", type=positive, default=CTX_LEN, metavar="N", help=f"most tokens of a sequence; default {CTX_LEN}")
     add("--prompt-len", type=positive, metavar="N", help="tokens of a prompt; default: as many as run at once")
     add("--prefill-seq-len", type=positive, metavar="N", help=f"tokens of a prompt that run at once; default {CHUNK}")
-    add("--batch-size", type=positive, default=1, metavar="N", help="sequences that run together; default 1")
+    add("--batch-size", type=positive, metavar="N", help="sequences that run together; default 1")
     add("--full-batch-size", type=positive, metavar="N", help="continuous batching: how many decode together")
 
 
@@ -63,9 +63,47 @@ class Plan:
     found: Estimate
 
     @property
+    def fits(self) -> bool | None:
+        """None where nobody can know: a model that cannot be exported is known by its config alone."""
+        return None if self.sizes.state.not_observed else self.found.fits
+
+    @property
+    def remarks(self) -> list[str]:
+        """What does not go together in what was asked and found."""
+        return [*_differences(self.sizes), *_unused(self.sizes, self.workload)]
+
+    @property
     def assumptions(self) -> list[str]:
         """What the answer rests on, and what it leaves out."""
-        return [*self.found.assumptions, *_gaps(self.sizes.state)]
+        nothing = "there are no weight files here to compare with: the sizes are those of the config"
+        return [*self.found.assumptions, *_gaps(self.sizes.state), *([] if self.sizes.files else [nothing])]
+
+
+def _differences(sizes: ModelSizes) -> Iterator[str]:
+    """Between the config and the weight files."""
+    files, weights = sizes.files, sizes.weights
+    if files is None:
+        return
+    if files.unreadable:
+        yield f"its weight files cannot be used: {files.unreadable}"
+        return
+    if sizes.state.not_observed or files.numbers in (weights.stored, weights.stored + weights.head * weights.tied):
+        return
+    held = f"its weight files hold {files.numbers:,} numbers in {files.tensors:,} tensors"
+    off = f"{abs(files.numbers - weights.stored):,}"
+    if files.numbers < weights.stored:
+        yield f"{held}, {off} fewer than the model by its config has: they are not its weights, or not all of them."
+    else:
+        yield f"{held}, {off} more than the model by its config has: it does not use them, or they are another model's."
+
+
+def _unused(sizes: ModelSizes, workload: Workload) -> Iterator[str]:
+    """What was asked for and is not to be had."""
+    if sizes.positions is not None and workload.ctx_len > sizes.positions:
+        yield (
+            f"the model has positions for {sizes.positions:,} tokens only: texts end there, and the rest of a ctx_len"
+            f" of {workload.ctx_len:,} is room that is never used."
+        )
 
 
 def _gaps(state: StateCounts) -> Iterator[str]:
@@ -99,8 +137,13 @@ def _check_devices(number: int | None) -> None:
 def _workload(arguments: argparse.Namespace) -> Workload:
     from QEfficient.devices.cloud_ai_100.plan.estimate import Workload
 
+    if arguments.full_batch_size and arguments.batch_size:
+        raise UsageError(
+            f"--full-batch-size {arguments.full_batch_size} and --batch-size {arguments.batch_size} both say how many"
+            " sequences decode together: with or without continuous batching. Give one of them."
+        )
     chunk = arguments.prefill_seq_len or min(CHUNK, arguments.ctx_len)
-    users = (arguments.batch_size, arguments.full_batch_size)
+    users = (arguments.batch_size or 1, arguments.full_batch_size)
     return Workload(arguments.ctx_len, arguments.prompt_len or chunk, *users, chunk)
 
 
@@ -140,6 +183,7 @@ def planned_size(sizes: ModelSizes) -> ModelSize:
         sizes.experts_per_token,
         sizes.weights.expert_width,
         sizes.attention_heads,
+        sizes.angles,
     )
 
 
@@ -164,6 +208,12 @@ def _verdict(plan: Plan) -> str:
     from QEfficient.devices.cloud_ai_100.plan.estimate import remedies
 
     found, where = plan.found, f"{plan.found.devices} SoC{'s' if plan.found.devices > 1 else ''} ({plan.card})"
+    if plan.fits is None:
+        reason = plan.sizes.state.not_observed.rstrip(".")
+        return (
+            f"Whether {plan.name} fits is not known, since it cannot be exported: {reason}. By its config and the"
+            f" headers of its files it {_needs(found)}."
+        )
     if found.fits:
         spare = f"{format_size(found.usable - found.needed)} of each to spare"
         return f"{plan.name} fits on {where}, {spare}."
@@ -172,9 +222,13 @@ def _verdict(plan: Plan) -> str:
     return f"{plan.name} {_objection(found, where)}.{advice}"
 
 
+def _needs(found: Estimate) -> str:
+    return f"needs {format_size(found.needed)} of {format_size(found.usable)} on each SoC"
+
+
 def _objection(found: Estimate, where: str) -> str:
     """Why it does not fit."""
-    sizes = f"needs {format_size(found.needed)} of {format_size(found.usable)} on each SoC"
+    sizes = _needs(found)
     if found.refusals and found.needed <= found.usable:
         return f"cannot be compiled for {where}: {'; '.join(found.refusals)}"
     if found.tight:
@@ -191,30 +245,42 @@ def _state_bytes(plan: Plan) -> tuple[int, int]:
 
 
 def _exported_bytes(plan: Plan) -> int:
-    """Of the ONNX program; the simulator's compiled program holds them as they are."""
-    return 4 * (plan.sizes.weights.stored + plan.sizes.weights.constants)
+    """Of the ONNX program as the compiler reads it; the simulator's compiled program holds them as they are."""
+    weights = plan.sizes.weights
+    return 4 * (weights.stored + weights.constants + plan.model.table_numbers(plan.workload.ctx_len))
 
 
 def _program_bytes(plan: Plan) -> int:
     """On all SoCs together: what a compiled program for a card holds."""
-    return ceil(plan.model.weights.size(plan.setup.precision))
+    from QEfficient.devices.cloud_ai_100.plan.estimate import FP16
+
+    tables = plan.model.table_numbers(plan.workload.ctx_len) * FP16
+    return ceil(plan.model.weights.size(plan.setup.precision) + tables)
+
+
+def _held(files: FileCounts | None) -> str:
+    if files is None:
+        return "no files here"
+    return "unreadable" if files.unreadable else f"{files.numbers:,}"
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
-    yield "weights in the files", f"{plan.sizes.weights.stored:,}"
-    yield "exported weights, float32", format_size(_exported_bytes(plan))
-    yield "weights in the program", format_size(_program_bytes(plan))
+    yield "weights by the config", "unknown" if plan.fits is None else f"{plan.sizes.weights.stored:,}"
+    yield "weights in the files", _held(plan.sizes.files)
+    yield "weights and tables, float32", format_size(_exported_bytes(plan))
+    yield "weights and tables in the program", format_size(_program_bytes(plan))
     yield "cards", f"{ceil(found.devices / plan.setup.card.socs)} {plan.card}, {plan.setup.card.cores} cores per SoC"
     yield "SoCs", f"{found.devices}"
     yield "KV bytes per token", f"{per_token:,}"
     yield f"state of a sequence of {plan.workload.ctx_len:,}", format_size(per_sequence)
     yield "weights per SoC", format_size(found.weights)
+    yield "tables of positions per SoC", format_size(found.tables)
     yield f"cache per SoC (users: {plan.workload.users})", format_size(found.cache)
     yield "buffers per SoC", format_size(found.io)
     yield "needed of usable per SoC", f"{format_size(found.needed)} of {format_size(found.usable)}"
-    yield "fits", "yes" if found.fits else "tight" if found.tight else "no"
-    if found.fits:
+    yield "fits", "unknown" if plan.fits is None else "yes" if plan.fits else "tight" if found.tight else "no"
+    if plan.fits:
         yield f"first token of a prompt of {plan.workload.prompt_len:,}", f"{found.seconds_to_first_token:.2f} s"
         yield "tokens per second", f"{found.tokens_per_second:,.1f}"
 
@@ -224,6 +290,8 @@ def _show(plan: Plan) -> None:
 
     table(("what", "value"), _rows(plan))
     note(_verdict(plan))
+    for remark in plan.remarks:
+        note(f"But {remark}")
     note("Assumed, not measured; most published figures of real cards lie within 25 % of such speeds (docs/plan.md):")
     for assumption in plan.assumptions:
         note(f"- {assumption}")
@@ -233,13 +301,14 @@ def _write_document(plan: Plan) -> None:
     from QEfficient.cloud._presentation import document
 
     found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
-    per_soc = {
-        name: getattr(found, name) for name in ("weights", "cache", "copies", "io", "needed", "usable", "missing")
-    }
+    of_each = ("weights", "tables", "cache", "copies", "io", "needed", "usable", "missing")
+    per_soc = {name: getattr(found, name) for name in of_each}
+    is_known = plan.fits is not None
     document(
         {
             "model": plan.name,
             "weights": {**asdict(plan.sizes.weights), "stored": plan.sizes.weights.stored},
+            "files": None if plan.sizes.files is None else asdict(plan.sizes.files),
             "workload": asdict(plan.workload),
             "card": plan.card,
             "precision": asdict(plan.setup.precision),
@@ -250,11 +319,12 @@ def _write_document(plan: Plan) -> None:
             "exported_bytes": _exported_bytes(plan),
             "program_bytes": _program_bytes(plan),
             "refusals": found.refusals,
-            "fits": found.fits,
-            "tight": found.tight,
-            "seconds_to_first_token": found.seconds_to_first_token,
-            "tokens_per_second": found.tokens_per_second,
+            "fits": plan.fits,
+            "tight": found.tight if is_known else None,
+            "seconds_to_first_token": found.seconds_to_first_token if is_known else None,
+            "tokens_per_second": found.tokens_per_second if is_known else None,
             "verdict": _verdict(plan),
+            "remarks": plan.remarks,
             "assumptions": plan.assumptions,
         }
     )

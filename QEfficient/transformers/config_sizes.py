@@ -31,6 +31,22 @@ _EXPERTS_CHOSEN = (
 )  # fmt: skip
 
 
+_AT_LEAST_ONE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def impossible_number(config: Any) -> str:
+    """What a config says that no model can have; empty if there is no such thing."""
+    text = config.get_text_config(decoder=True)
+    found = {name: getattr(text, name, None) for name in _AT_LEAST_ONE}
+    wrong = (f"{name} is {value}" for name, value in found.items() if isinstance(value, int) and value < 1)
+    return next(wrong, "")
+
+
+def is_of_text(name: str) -> bool:
+    """Whether a tensor belongs to what works on text."""
+    return not _OTHER_TOWER.search(name)
+
+
 def model_sizes(
     config: Any, shapes: Mapping[str, Shape], state: StateCounts | None = None, known: Mapping[str, str] | None = None
 ) -> ModelSizes:
@@ -50,6 +66,7 @@ def model_sizes(
         _number(text, "vocab_size"),
         _first(text, _EXPERT_COUNTS),
         _first(text, _EXPERTS_CHOSEN),
+        _angles(text),
     )
 
 
@@ -81,7 +98,7 @@ def weight_counts(config: Any, shapes: Mapping[str, Shape], known: Mapping[str, 
 def _uses(config: Any, shapes: Mapping[str, Shape], known: Mapping[str, str]) -> dict[str, str]:
     """The use of each tensor by name. Where no head is stored, a table is the head too."""
     experts, vocabulary = _first(config, _EXPERT_COUNTS), _number(config, "vocab_size")
-    own = [name for name in shapes if not _OTHER_TOWER.search(name)]
+    own = [name for name in shapes if is_of_text(name)]
     uses = {name: known.get(name) or _use(name, shapes[name], experts) for name in own}
     tables = [n for n, use in uses.items() if use == "table" and shapes[n][0] >= vocabulary > 0]
     if tables and not {"head", "shared"} & set(uses.values()):
@@ -169,6 +186,15 @@ def _key_value_heads(config: Any) -> int:
 def _head_dim(config: Any) -> int:
     heads = _number(config, "num_attention_heads")
     return _number(config, "head_dim") or (_number(config, "hidden_size") // heads if heads else 0)
+
+
+def _angles(config: Any) -> tuple[int, ...]:
+    """Widths of the cosines and of the sines, for each kind of layer that rotates in its own way."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in rotary.values() if isinstance(each, dict)] or [rotary] * bool(rotary)
+    width = _number(config, "qk_rope_head_dim") or _head_dim(config)
+    each = (int(width * (kind.get("partial_rotary_factor") or 1)) for kind in kinds)
+    return tuple(size for size in each for _ in ("cosines", "sines"))
 
 
 def _query_size(config: Any) -> int:

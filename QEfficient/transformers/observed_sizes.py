@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
 
 from QEfficient.transformers import mixers
 from QEfficient.transformers.config_sizes import gathered, model_sizes
@@ -17,12 +22,15 @@ from QEfficient.transformers.transform import retain
 
 PACKED = ("key", "value")
 """Kinds of state that a device may keep in a coarser type."""
+FREQUENCIES = "inv_freq"
+"""How transformers names the buffers of rotary frequencies; a kind of layer may stand before it."""
 
 
 def observed_sizes(source: ModelSource) -> ModelSizes:
     """What an export of the model would hold. Raises `UnsupportedModelError` where it would be refused."""
     model, _ = source.skeleton()
-    retained = retain(model)
+    with _watched_angles(model) as angles:
+        retained = retain(model)
     stored = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     known = {**dict(model.named_parameters()), **{name: b for name, b in buffers.items() if name in stored}}
@@ -30,7 +38,42 @@ def observed_sizes(source: ModelSource) -> ModelSizes:
     sizes = model_sizes(model.config, shapes, _state(retained), _uses(model))
     constants = sum(buffer.numel() for name, buffer in buffers.items() if name not in stored)
     weights = replace(sizes.weights, constants=constants)
-    return replace(sizes, weights=weights, vocab_size=retained.vocab_size)
+    return replace(
+        sizes,
+        weights=weights,
+        vocab_size=retained.vocab_size,
+        angles=() if sizes.state.replays else tuple(width for widths in angles.values() for width in widths),
+        positions=retained.context.positions,
+    )
+
+
+Angles = dict[tuple[str, ...], tuple[int, ...]]
+"""Kind of a layer → the numbers of one position in each tensor that its angles give."""
+
+
+@contextmanager
+def _watched_angles(model: Any) -> Iterator[Angles]:
+    """What modules with rotary frequencies give for a position, while the model runs. Layers of one kind share it."""
+    found: Angles = {}
+
+    def watch(path: str) -> Any:
+        def hook(module: Any, given: Any, named: Any, result: Any) -> None:
+            kind = (re.sub(r"\.\d+", "", path), *(each for each in (*given, *named.values()) if isinstance(each, str)))
+            tensors = [each for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+            found[kind] = tuple(prod(each.shape[2:]) * (2 if each.is_complex() else 1) for each in tensors)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(path), with_kwargs=True)
+        for path, module in model.named_modules()
+        if any(name.endswith(FREQUENCIES) for name, _ in module.named_buffers(recurse=False))
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _state(retained: Any) -> StateCounts:

@@ -84,6 +84,16 @@ class StateCounts:
 
 
 @dataclass(frozen=True)
+class FileCounts:
+    """What the headers of weight files say that the files hold."""
+
+    tensors: int
+    numbers: int
+    unreadable: str = ""
+    """Why they could not be read; nothing is counted then."""
+
+
+@dataclass(frozen=True)
 class ModelSizes:
     """Everything that a plan needs to know of a model."""
 
@@ -96,3 +106,9 @@ class ModelSizes:
     vocab_size: int
     experts: int = 0
     experts_per_token: int = 0
+    angles: tuple[int, ...] = ()
+    """Cosines and sines, which follow from a token's position alone: numbers of one position in each tensor."""
+    positions: int | None = None
+    """How many positions a learned table has; None if nothing but the context limits them."""
+    files: FileCounts | None = None
+    """None where there are no files here to look into."""

@@ -4,9 +4,9 @@ weight files where it cannot be run so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import transformers
 
 from QEfficient.demo import DEMO_NAME
 from QEfficient.errors import ModelError, UnsupportedModelError, WeightsError, first_line
-from QEfficient.transformers.checkpoint import CheckpointWeights, open_pickle
-from QEfficient.transformers.config_sizes import Shape, model_sizes
+from QEfficient.transformers.checkpoint import CheckpointWeights, open_pickle, open_safetensors
+from QEfficient.transformers.config_sizes import Shape, impossible_number, is_of_text, model_sizes
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.observed_sizes import observed_sizes
-from QEfficient.transformers.size_records import ModelSizes
+from QEfficient.transformers.size_records import FileCounts, ModelSizes
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+"""Of which a folder has one if it has weights, or a part of them."""
 
 
 def read_model(name: str, options: Mapping[str, Any]) -> ModelSizes:
@@ -27,23 +30,46 @@ def read_model(name: str, options: Mapping[str, Any]) -> ModelSizes:
     try:
         only_here = {} if local else {"local_files_only": True}
         source = open_source(name, transformers.AutoModelForCausalLM, {**options, **only_here})
-    except (UnsupportedModelError, WeightsError):
+    except UnsupportedModelError:
         raise
-    except ModelError:
-        if local:
+    except ModelError as error:
+        is_bare = isinstance(error, WeightsError) and not _has_weights(Path(name).expanduser())
+        if local and not is_bare:
             raise
-        source = _hub_source(name, options)
-        return _sizes(source, lambda: _hub_headers(name, options))
-    return _sizes(source, lambda: _local_headers(source))
+        return _sizes(_by_config(name, options), dict if local else lambda: _hub_headers(name, options))
+    return _with_files(source)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
 
 
 def _sizes(source: ModelSource, headers: Callable[[], Mapping[str, Shape]]) -> ModelSizes:
     """As a run of the model without its weights shows them; where that fails, as config and headers tell."""
+    if wrong := impossible_number(source.config):
+        raise ModelError(
+            f"the config of '{source.name}' says that {wrong}: no model has that. Correct its config.json."
+        )
     try:
         return observed_sizes(source)
     except UnsupportedModelError as error:
-        sizes = model_sizes(source.config, headers())
+        found = headers()
+        if not found:
+            reason = str(error).rstrip(".")
+            raise UnsupportedModelError(f"{reason}. Nor do headers of weight files tell how large it is.") from error
+        sizes = model_sizes(source.config, found)
         return replace(sizes, state=replace(sizes.state, not_observed=str(error)))
+
+
+def _with_files(source: ModelSource) -> ModelSizes:
+    """With what the headers of its files say, whether or not that is needed."""
+    try:
+        headers, unreadable = _local_headers(source), ""
+    except WeightsError as error:
+        headers, unreadable = {}, str(error)
+    own = {name: shape for name, shape in headers.items() if is_of_text(name)}
+    counted = FileCounts(len(own), sum(map(prod, own.values())), unreadable)
+    return replace(_sizes(source, lambda: headers), files=counted)
 
 
 def _local_headers(source: ModelSource) -> dict[str, Shape]:
@@ -55,20 +81,17 @@ def _local_headers(source: ModelSource) -> dict[str, Shape]:
 
 def read_headers(file: Path) -> dict[str, Shape]:
     """The shape of every tensor of a file, by name."""
-    if file.suffix != ".safetensors":
-        return {name: tuple(tensor.shape) for name, tensor in open_pickle(file).items()}
+    opened = open_safetensors if file.suffix == ".safetensors" else open_pickle
     try:
-        with open(file, "rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise WeightsError(
-            f"the header of {file} cannot be read: {first_line(error)}. Fetch the file again."
-        ) from error
+        return {name: tuple(tensor.shape) for name, tensor in opened(file).items()}
+    except Exception as error:  # of whatever kind: damaged files mislead parsers and unpicklers alike
+        found = str(error).rstrip(".") if isinstance(error, WeightsError) else first_line(error)
+        reason = found if file.stat().st_size else "the file is empty"
+        raise WeightsError(f"the header of {file} cannot be read: {reason}. Fetch the file again.") from error
 
 
-def _hub_source(name: str, options: Mapping[str, Any]) -> ModelSource:
-    """By its config alone: a plan comes before the download of the weights."""
+def _by_config(name: str, options: Mapping[str, Any]) -> ModelSource:
+    """By its config alone, in a folder or on the hub: a plan comes before the download of the weights."""
     own = {key: options[key] for key in ("cache_dir", "trust_remote_code") if key in options}
     try:
         config = transformers.AutoConfig.from_pretrained(name, token=options.get("hf_token"), **own)

@@ -42,8 +42,8 @@ ROUNDS = 8
 """In which a proposal grows."""
 SMALL, SENSITIVE = (LOST, 0.002), (0.1, 0.03, 0.01)
 """Losses at the lower end of float16, and errors, of what is suspected, the largest first."""
-SHORTEST = 2
-"""Tokens of a text."""
+SHORTEST, ENOUGH = 2, 256
+"""Tokens of a text: of which there is a perplexity at all, and of which it begins to say something."""
 FLOAT32, FLOAT16, WITH_FILE = "float32", "float16", "float16 + file"
 PREPARED = "float32, as compiled"
 """With what is changed for float16 before the compiler sees it: tables of positions, norms, epsilons."""
@@ -101,7 +101,16 @@ class Findings:
     proposal: Proposal
     places: Mapping[str, str]
     """The part of each proposed node."""
+    beyond: Mapping[str, float] = field(default_factory=dict)
+    """Weights that the compiler refuses, since float16 does not hold them, with the largest magnitude in each."""
+    refusal: str = ""
+    """Why the compiler would not have the program, if it was asked."""
     remarks: Sequence[str] = field(default=())
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the text is too short to prove anything."""
+        return len(self.text.tokens) < ENOUGH
 
     @property
     def helps(self) -> bool:
@@ -120,6 +129,8 @@ class Findings:
             "parts": [asdict(row) for row in self.rows],
             "perplexity": dict(self.perplexities),
             "proposal": nodes,
+            "beyond_float16": dict(self.beyond),
+            "refusal": self.refusal or None,
             "recovered": self.helps,
             "remarks": list(self.remarks),
         }
@@ -174,6 +185,7 @@ class _Examination:
             perplexities=self._perplexities,
             proposal=proposal,
             places=places,
+            beyond=self._beyond(),
             remarks=list(self._remarks(measures[FLOAT16])),
         )
 
@@ -260,6 +272,16 @@ class _Examination:
                 kept=places.count(self._parts.name(part)),
             )
 
+    def _beyond(self) -> dict[str, float]:
+        """Constants that float16 does not hold. Minus infinity it does: it is what hides scores."""
+        found = {}
+        for name in self._flat.constants:
+            value = self._flat.value(name)
+            largest = float(np.abs(value).max(initial=0.0, where=value != -np.inf))
+            if not largest <= LARGEST:
+                found[name] = largest
+        return found
+
     def _remarks(self, half: Mapping[str, Measure]) -> Iterator[str]:
         exported, prepared = self._perplexities[FLOAT32], self._perplexities[PREPARED]
         if not is_near(prepared, exported):
@@ -267,11 +289,6 @@ class _Examination:
                 f"what is changed for float16 before compiling (an epsilon is raised to what float16 has) alone makes"
                 f" the perplexity {prepared:.3f} in float32, which was {exported:.3f}; no file changes that."
             )
-        for name in self._flat.constants:
-            value = self._flat.value(name)
-            largest = float(np.abs(value).max(initial=0.0, where=np.isfinite(value)))
-            if largest > LARGEST:
-                yield f"{name} holds {largest:,.0f}: the compiler refuses constants beyond float16."
         for state in self._graph.states:
             measure = half.get(state.output.name)
             if measure is not None and not measure.largest <= LARGEST:
@@ -324,8 +341,17 @@ def compiled_perplexity(
         return perplexity_of(session, text), bool(compiled.report.get("simulated"))
 
 
+def check_length(most: int) -> None:
+    """Refuse to read fewer tokens than a perplexity is of, whatever the text."""
+    if most < SHORTEST:
+        raise OptionError(
+            f"{most} token is to be read (--tokens), but a perplexity needs at least {SHORTEST}: ask for more."
+        )
+
+
 def read_text(program: ExportedProgram, text: str | None, most: int) -> Text:
     """The given text, or the one that comes with the demo; random tokens for a model without a tokenizer."""
+    check_length(most)
     if not program.has_tokenizer:
         if text is not None:
             raise PromptError("a text was given, but the model has no tokenizer beside it. Leave the text out.")

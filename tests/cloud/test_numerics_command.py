@@ -76,11 +76,7 @@ def test_an_overflow_is_named_and_a_file_written(
 def test_json_and_the_simulated_card(
     cli: Cli, scratch: Path, overflowing_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "sdk"  # by a process of its own: here a folder of tests may stand before the simulator
-    subprocess.run([sys.executable, "-m", "qaic_simulator.root", str(root), "--sdk", "1.22"], check=True, cwd=TOP)
-    monkeypatch.setenv("QEFF_QAIC_ROOT", str(root))
-    monkeypatch.delenv("QEFF_QAIC_SIMULATOR", raising=False)
-    monkeypatch.setenv("QAIC_SIM_STATE", str(tmp_path / "cards.json"))
+    simulated_sdk(tmp_path, monkeypatch)
     file = tmp_path / "nodes.yaml"
     result = cli("numerics", overflowing_folder, *FLAGS, "--compile", "--json", "--output", file)
     assert result.code == 0, result.err
@@ -94,12 +90,57 @@ def test_json_and_the_simulated_card(
     assert yaml.safe_load(file.read_text())["FP32NodeInstanceNames"] == [node["node"] for node in found["proposal"]]
 
 
+def test_a_compiler_that_refuses_takes_nothing_back(
+    cli: Cli, scratch: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight beyond float16 is named, with and without a compiler that says so; all that was found is told first."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model_folder, folder := tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][5, 3] = 7e4
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    simulated_sdk(tmp_path, monkeypatch)
+    flags = (*FLAGS, "--output", tmp_path / "nodes.yaml")
+    plain, asked, document = (
+        cli("numerics", folder, *flags, *more) for more in ((), ("--compile",), ("--compile", "--json"))
+    )
+    assert (plain.code, asked.code, document.code) == (0, 1, 1)
+    assert rows(asked.out, "part") == rows(plain.out, "part") and len(rows(asked.out, "format")) > 5
+    for result in (plain, asked):
+        assert "The compiler refuses this model: float16 ends at 65,504" in result.err and "(70,000)" in result.err
+    assert "beyond the +-65504 of fp16" in asked.error and "beyond the" not in plain.err.replace("beyond it", "")
+    (name,) = document.json["beyond_float16"]
+    assert "embed_tokens" in name and document.json["beyond_float16"][name] == 7e4
+    assert "of fp16" in document.json["refusal"] and document.json["parts"]
+
+
+def test_few_tokens_prove_nothing_and_that_is_said(cli: Cli, scratch: Path, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Hi, you")
+    flags = ("--ctx-len", 32, "--prompt-len", 16, "--output", tmp_path / "nodes.yaml")
+    short = cli("numerics", model_folder, *flags, "--text", tmp_path / "short.txt")
+    assert short.code == 0 and "so few tokens prove nothing" in short.err and "Read at least 256" in short.err
+    assert short.err.strip().splitlines()[-1].startswith("As far as ")
+    enough = cli("numerics", model_folder, *flags, "--tokens", 256)
+    assert enough.code == 0 and "few tokens" not in enough.err and "As far as" not in enough.err
+
+
+def simulated_sdk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a process of its own: here a folder of tests may stand before the simulator."""
+    root = folder / "sdk"
+    subprocess.run([sys.executable, "-m", "qaic_simulator.root", str(root), "--sdk", "1.22"], check=True, cwd=TOP)
+    monkeypatch.setenv("QEFF_QAIC_ROOT", str(root))
+    monkeypatch.delenv("QEFF_QAIC_SIMULATOR", raising=False)
+    monkeypatch.setenv("QAIC_SIM_STATE", str(folder / "cards.json"))
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (("--text", "./not-there.txt"), 2, "--text ./not-there.txt cannot be read"),
         (("--output", "./no-folder/nodes.yaml"), 2, "name a file in a folder that exists"),
         (("--tokens", 0), 2, "a positive whole number is expected"),
+        (("--tokens", 1), 1, "1 token is to be read (--tokens), but a perplexity needs at least 2"),
         (("--compile",), 1, "pip install 'qefficient[simulator]'"),
         (("--dtype", "float16"), 1, "Leave dtype out"),
         (("--text", "{empty}"), 1, "the text has 0 tokens"),

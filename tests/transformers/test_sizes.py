@@ -20,9 +20,7 @@ from QEfficient.transformers.sizes import read_headers, read_model
 from QEfficient.transformers.transform import retain
 from QEfficient.verification.tiny_models import causal_types, tiny_config, tiny_model
 
-TYPES = (
-    "llama", "gpt2", "mixtral", "gemma2", "qwen3_next", "deepseek_v3", "phi3", "falcon", "mpt", "olmo2", "gpt_oss",
-)  # fmt: skip
+TYPES = ("llama", "gpt2", "mixtral", "gemma2", "qwen3_next", "deepseek_v3", "mpt", "gpt_oss")
 LENGTHS = (4, 64)
 """Shorter than the windows of the tiny models, and longer."""
 

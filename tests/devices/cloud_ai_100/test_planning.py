@@ -176,7 +176,9 @@ def test_narrow_experts_fill_tiles_that_are_wider() -> None:
     """A core's slice of 12 takes as long as one of 32; on one SoC, 48 as long as 64."""
     model = experts_30b()
     only = replace(model, weights=replace(model.weights, dense=0), attention_width=0)
-    times = [estimate(only, Workload(4096), Setup(MX, devices)).seconds_to_first_token - speed.HOST for devices in (1, 4)]
+    times = [
+        estimate(only, Workload(4096), Setup(MX, devices)).seconds_to_first_token - speed.HOST for devices in (1, 4)
+    ]
     shares = (speed.PEAK_SHARE_ALONE * 72.5e12, speed.PEAK_SHARE_TOGETHER * 4 * 72.5e12)
     work = 2 * 128 * model.weights.experts
     assert times == pytest.approx([work * 64 / 48 / shares[0], work * 32 / 12 / shares[1]])
@@ -258,6 +260,19 @@ def test_room_is_left_for_copies_where_socs_outnumber_heads() -> None:
     assert copied.wanted == pytest.approx((copied.needed + copied.copies) * (1 + RESERVE), abs=1)
     assert copied.step_seconds > shared.step_seconds
     assert any("room is left for a copy" in line for line in copied.assumptions)
+
+
+def test_tables_of_angles_are_counted_for_the_whole_context() -> None:
+    """In float16 whatever the weights are in, on each SoC its part; one table is an operand of its own."""
+    model = SHAPES["llama-3.1-8b"].size
+    rotating = replace(model, angles=(128, 128))
+    plain, found = (estimate(each, K2, Setup(MX, 2)) for each in (model, rotating))
+    assert (plain.tables, found.tables) == (0, 2 * 128 * 4096 * 2 / 2) and found.needed == plain.needed + found.tables
+    assert found.wanted > plain.wanted and found.step_seconds == plain.step_seconds
+    endless = Workload(2**31, chunk=1)
+    alone = replace(rotating, state=State(), weights=Weights(1, 1, 1))
+    assert "one operator would read" in estimate(alone, endless, Setup(MX, 2)).refusals[0]
+    assert not estimate(replace(alone, angles=()), endless, Setup(MX, 2)).refusals
 
 
 def test_windows_end_the_growth_of_the_cache() -> None:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES
-from QEfficient.devices.cloud_ai_100.plan.memory import cache_bytes, copied_bytes, io_bytes, refusals
+from QEfficient.devices.cloud_ai_100.plan.memory import (
+    cache_bytes,
+    copied_bytes,
+    io_bytes,
+    refusals,
+    table_bytes,
+)
 from QEfficient.devices.cloud_ai_100.plan.records import (
     CARDS,
     FP16,
@@ -55,6 +61,8 @@ class Estimate:
 
     devices: int
     weights: int
+    tables: int
+    """Of what is looked up by a token's position in place of being computed."""
     cache: int
     copies: int
     """More of the cache, if SoCs that cannot share a head keep copies of it; no compiler says whether they do."""
@@ -72,7 +80,7 @@ class Estimate:
     @property
     def needed(self) -> int:
         """What is known to be needed."""
-        return self.weights + self.cache + self.io
+        return self.weights + self.tables + self.cache + self.io
 
     @property
     def wanted(self) -> int:
@@ -100,13 +108,14 @@ def estimate(model: ModelSize, workload: Workload, setup: Setup) -> Estimate:
     return Estimate(
         setup.devices,
         ceil(model.weights.size(setup.precision) / setup.devices),
+        ceil(table_bytes(model, workload, setup)),
         ceil(cache_bytes(model, workload, setup)),
         ceil(copied_bytes(model, workload, setup)),
         ceil(io_bytes(model, workload, setup)),
         setup.card.usable,
         first_token_seconds(model, workload, setup),
         step,
-        workload.users / step,
+        workload.users / step if step else 0.0,  # headers that name no matrix tell of no speed
         tuple(refusals(model, workload, setup)),
         tuple(_assumptions(model, workload, setup)),
     )

@@ -25,6 +25,11 @@ SMALLER = 1.05
 """What an operator reads beside its large operands."""
 
 
+def table_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
+    """Of the tables that are put in place of rotary angles, on one SoC: in float16, whatever weights are in."""
+    return model.table_numbers(workload.ctx_len) * FP16 / setup.devices
+
+
 def cache_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
     """Of all users, on one SoC."""
     return workload.users * model.state.size(workload.ctx_len, setup.precision) / setup.devices
@@ -51,6 +56,7 @@ def operand_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
     """What the largest operator reads, on one SoC."""
     weights = model.weights
     largest = [weights.largest_matrix * setup.precision.weight, weights.largest_other * FP16]
+    largest.append(max(model.angles, default=0) * workload.ctx_len * FP16)
     for rows, tokens in ((workload.prompts, workload.chunk), (workload.users, 1)):
         run = rows * (workload.ctx_len if model.state.replays else tokens)
         largest.append(run * model.experts_per_token * weights.expert_matrix * FP16)
@@ -80,7 +86,7 @@ def refusals(model: ModelSize, workload: Workload, setup: Setup) -> Iterator[str
     """Why a model cannot be compiled so, however much memory there is."""
     read = operand_bytes(model, workload, setup)
     if read > WINDOW:
-        yield f"one operator would read {read / GIB:.1f} GiB of a SoC, and a core maps {WINDOW / GIB:.1f} GiB"
+        yield f"one operator would read {read / GIB:,.1f} GiB of a SoC, and a core maps {WINDOW / GIB:.1f} GiB"
     if setup.precision.mxint8:
         yield from (_uneven(width) for width in _uneven_widths(model.state.buffers))
 

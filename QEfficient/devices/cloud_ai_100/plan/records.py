@@ -189,6 +189,12 @@ class ModelSize:
     expert_width: int = 0
     """Inside one expert; 0 if it is not known."""
     attention_heads: int = 1
+    angles: tuple[int, ...] = ()
+    """Of each table of cosines or sines that the compiled program has: numbers of one position of the context."""
+
+    def table_numbers(self, ctx_len: int) -> int:
+        """Of all tables that have a row for each position."""
+        return sum(self.angles) * ctx_len
 
     def experts_read(self, tokens: int) -> float:
         """Share of the experts that so many tokens need at most."""
