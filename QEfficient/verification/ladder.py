@@ -101,7 +101,7 @@ def verify(
     original = Original(opened.source, model)
     with (
         stored_weights(chosen, compiled, expected) as stored,
-        narrow_reference(chosen, compiled.spec, original, expected) as narrow,
+        narrow_reference(chosen, compiled.spec, original, expected, compiled=compiled) as narrow,
     ):
         report = Ladder(model, compiled, chosen, expected, stored, narrow).report(start, progress)
     try:
@@ -220,7 +220,8 @@ class Ladder:
             if stage.name == self._program_stage or self._model.num_parameters() <= CHEAP_PARAMETERS:
                 progress(f"torture {stage.name}")
                 checks += torture(self._bench(stage))
-        spec = {name: value for name, value in asdict(self._compiled.spec).items() if value is not None}
+        asked = asdict(self._compiled.spec)
+        spec = {name: value for name, value in asked.items() if value is not None and (value or name != "verbatim")}
         facts = self._compiled.program.model
         return Report(
             model=facts.source if facts.source != "object" else facts.name,

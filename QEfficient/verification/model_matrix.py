@@ -187,7 +187,8 @@ def _compared(compiled: CompiledProgram, original: Original, expected: Sequence[
     with stored_weights(device, compiled, expected) as stored:
         forms = {"": compiled, " (nothing else rounded)": exact}
         found = {name: _forced(device, form, stored or eager) for name, form in forms.items() if form is not None}
-    with narrow_reference(device, compiled.spec, original, expected, threads=ALONE["num_threads"]) as narrow:
+    asked = (device, compiled.spec, original, expected, ALONE["num_threads"], compiled)
+    with narrow_reference(*asked) as narrow:
         told = _forced(device, compiled, narrow) if isinstance(narrow, Truth) else narrow
     return Judgement(found, told)
 

@@ -16,7 +16,7 @@ import pytest
 from QEfficient.devices import Session
 from QEfficient.devices.cpu import CpuDevice
 from QEfficient.devices.cpu.opening import MODEL_FILE
-from QEfficient.devices.cpu.weights import FILE as WEIGHTS
+from QEfficient.devices.weight_file import FILE as WEIGHTS
 from QEfficient.errors import VerificationError
 from QEfficient.program import CompiledProgram
 from QEfficient.verification import ladder

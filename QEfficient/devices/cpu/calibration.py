@@ -17,7 +17,7 @@ from QEfficient.devices.cpu.linear import find_linears
 from QEfficient.devices.cpu.opening import MODEL_FILE, ModelFile
 from QEfficient.devices.cpu.options import OWN_TEXT, CpuOptions
 from QEfficient.devices.cpu.packed import BLOCK, allocate_caches, feeds
-from QEfficient.devices.cpu.weights import WeightFile
+from QEfficient.devices.weight_file import WeightFile
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
 

@@ -27,8 +27,8 @@ from QEfficient.devices.cpu.lowering import ATTENTION, DOMAIN, LAST_TOKENS, Lowe
 from QEfficient.devices.cpu.opening import MODEL_FILE
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.devices.cpu.reductions import keep_reduced_axes
-from QEfficient.devices.cpu.weights import WeightFile
 from QEfficient.devices.slotted import check_batching
+from QEfficient.devices.weight_file import WeightFile
 from QEfficient.errors import OptionError
 from QEfficient.program import ExportedProgram
 from QEfficient.specs import CompileSpec

@@ -15,7 +15,7 @@ from QEfficient.devices.cpu.lowering import DOMAIN
 from QEfficient.devices.cpu.options import CpuOptions
 from QEfficient.devices.cpu.packing import TILE, pack, pack_groups
 from QEfficient.devices.cpu.quantization import Grid, Rounded, round_rows
-from QEfficient.devices.cpu.weights import FILE, INLINE_LIMIT, WeightFile
+from QEfficient.devices.weight_file import FILE, INLINE_LIMIT, WeightFile
 
 COMPRESSED_LINEAR = "CompressedLinear"
 EXPERT_LINEAR = "ExpertLinear"

@@ -23,7 +23,7 @@ from QEfficient.devices.cpu.options import CpuOptions, recorded_options
 from QEfficient.devices.cpu.packing import TILE, unpack, unpack_groups
 from QEfficient.devices.cpu.quantization import Grid, Rounded, restore
 from QEfficient.devices.cpu.rounding import rounded
-from QEfficient.devices.cpu.weights import WeightFile
+from QEfficient.devices.weight_file import WeightFile
 from QEfficient.errors import ArtifactError
 from QEfficient.program import CompiledProgram, ExportedProgram, Graph, GraphSpec, TensorSpec
 

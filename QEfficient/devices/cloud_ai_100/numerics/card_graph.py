@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from QEfficient.devices.cloud_ai_100.graph.half_range import with_data
 from QEfficient.devices.cloud_ai_100.numerics import measures
 from QEfficient.devices.cloud_ai_100.numerics.flat import FLOAT, FlatGraph, bodies, reads
+from QEfficient.devices.cloud_ai_100.numerics.matrices import Products, copied
 from QEfficient.devices.cloud_ai_100.numerics.microscaling import round_mxfp6
 
 CARD = "~card"
@@ -60,6 +62,7 @@ class _Builder:
         """Constants in MXFP6, as products read them."""
         self._made: set[str] = set()
         self._nodes: list[onnx.NodeProto] = []
+        self._products = Products(flat.model.graph)
         self._matrices: dict[str, np.ndarray] = {}
 
     def built(self, measured: Sequence[str]) -> CardGraph:
@@ -101,11 +104,13 @@ class _Builder:
 
     def _convert(self, node: onnx.NodeProto) -> None:
         half = self._asked.half and self._flat.owner(node) not in self._asked.fp32
-        own = _copied(node)
-        for place, name in enumerate(node.input):
-            matrix = self._matrix(node, place) if self._asked.mxfp6 else None
-            own.input[place] = self._read(matrix or name, half)
-        _rename_inside(own, {name: self._read(name, half) for name in reads(node)})
+        *between, own = self._compress(node) if self._asked.mxfp6 else [copied(node)]
+        for step in between:  # these are no twins of anything
+            step.input[1:] = [self._read(name, half) for name in step.input[1:]]
+            self._nodes.append(step)
+        names = {name: self._read(name, half) for name in reads(own)}
+        own.input[:] = [names.get(name, name) for name in own.input]
+        _rename_inside(own, names)
         self._nodes.append(own)
         for place, name in enumerate(node.output):
             if name:
@@ -116,6 +121,16 @@ class _Builder:
                 self._round(own.output[place], self._names[name])
             elif name:
                 self._unrounded.add(self._names[name])
+
+    def _compress(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """A copy of a node with MXFP6 for the constant factors of products, behind what it needs."""
+        nodes = self._products.rewritten(node)
+        for name in self._products.taken.keys() - self._matrices.keys():
+            matrix = self._products.taken[name]
+            values = numpy_helper.to_array(with_data(matrix.tensor, self._flat.folder))
+            self._matrices[name] = round_mxfp6(values, matrix.axis)
+        self._compressed |= {*self._products.taken, *(output for step in nodes[:-1] for output in step.output)}
+        return nodes
 
     def _read(self, name: str, half: bool) -> str:
         """The tensor that a node reads in place of `name`."""
@@ -134,72 +149,6 @@ class _Builder:
         between = f"{rounded}~16"
         self._nodes.append(helper.make_node("Cast", [name], [between], to=HALF))
         self._nodes.append(helper.make_node("Cast", [between], [rounded], to=FLOAT))
-
-    # MXFP6: constant factors of products, also behind a transposition or a choice from a bank
-
-    def _matrix(self, node: onnx.NodeProto, place: int) -> str | None:
-        """The rounded form of a factor of a product of matrices; None where it is no constant."""
-        axes = _summed_axes(node)
-        if place >= len(axes):
-            return None
-        name, axis, path = node.input[place], axes[place], list[onnx.NodeProto]()
-        while name not in self._flat.constants:
-            step = self._flat.producers.get(name)
-            if step is None or not _leads_on(step):
-                return None
-            if step.op_type == "Transpose":
-                order = _order(step, self._flat.kinds[step.input[0]].rank or 2)
-                axis = order[axis] - len(order)
-            path.insert(0, step)
-            name = step.input[0]
-        dimensions = len(self._flat.constants[name].dims)
-        is_bank = any(step.op_type == "Gather" for step in path)
-        if dimensions < (3 if is_bank else 2) or (is_bank and -axis >= dimensions):
-            return None
-        rounded = f"{name}~mxfp6{axis}"
-        if rounded not in self._matrices:
-            self._matrices[rounded] = round_mxfp6(self._flat.value(name), axis)
-        return self._along(path, rounded, f"~{node.output[0]}~{place}")
-
-    def _along(self, path: Sequence[onnx.NodeProto], name: str, suffix: str) -> str:
-        """The same steps from another constant."""
-        half = self._asked.half
-        for step in path:
-            own = _copied(step)
-            own.input[0], own.output[0] = name, step.output[0] + suffix
-            for place in range(1, len(own.input)):
-                own.input[place] = self._read(own.input[place], half)
-            self._nodes.append(own)
-            name = own.output[0]
-        self._compressed.add(name)
-        return name
-
-
-def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
-    own = copy.deepcopy(node)
-    own.ClearField("name")  # two nodes may not have the same
-    return own
-
-
-def _summed_axes(node: onnx.NodeProto) -> tuple[int, ...]:
-    """The axis that each of the two factors of a product is summed along, counted from the end."""
-    if node.op_type == "MatMul":
-        return -1, -2
-    if node.op_type == "Gemm":
-        turned = {attribute.name: attribute.i for attribute in node.attribute}
-        return -2 if turned.get("transA") else -1, -1 if turned.get("transB") else -2
-    return ()
-
-
-def _leads_on(node: onnx.NodeProto) -> bool:
-    """Whether a node only turns a matrix, or chooses along the first axis of a bank of them."""
-    chosen = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-    return node.op_type in ("Transpose", "Identity") or (node.op_type == "Gather" and chosen == 0)
-
-
-def _order(node: onnx.NodeProto, dimensions: int) -> list[int]:
-    found = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), None)
-    return found or list(reversed(range(dimensions)))
 
 
 def _rename_inside(node: onnx.NodeProto, names: dict[str, str]) -> None:

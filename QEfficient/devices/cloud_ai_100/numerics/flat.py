@@ -94,7 +94,7 @@ class FlatGraph:
         """Float constants, those in external files without their data."""
         found = {tensor.name: tensor for tensor in self.model.graph.initializer if tensor.data_type == FLOAT}
         for node in self.nodes:
-            tensor = _constant(node)
+            tensor = constant_of(node)
             if tensor is not None and tensor.data_type == FLOAT:
                 found[node.output[0]] = tensor
         return found
@@ -159,7 +159,8 @@ def _own_function(
             _own_function(model, functions, node, mark)
 
 
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """What a node that is a constant of floats or of a tensor holds."""
     if node.op_type != "Constant" or node.domain:
         return None
     for attribute in node.attribute:
