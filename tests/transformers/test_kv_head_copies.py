@@ -25,12 +25,6 @@ COPIES = {"replicate_kv_heads": True}
 LENGTHS: dict[str, Any] = {"comp_ctx_lengths_prefill": [16], "comp_ctx_lengths_decode": [32, 64]}
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "kv_head_copies"))
-
-
 def model() -> transformers.LlamaForCausalLM:
     config = transformers.LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=HEADS,

@@ -41,12 +41,11 @@ WAYS: Mapping[str, Mapping[str, Any]] = {"rows": {"batch_size": 3}, "slots": {"f
 NEW = 10
 TRIED = {"chunk boundaries", "alone and among others", "slot reuse", "idle rows", "window wrap", "last position"}
 AGAINST = reference_in("float16")
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @pytest.fixture(autouse=True)
-def _shared(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "architectures"))
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 

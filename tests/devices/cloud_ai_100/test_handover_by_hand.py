@@ -18,12 +18,7 @@ from QEfficient.verification.tiny_models import prompts, tiny_model
 CHUNK, NEW = 8, 8
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "num_cores": 8, "device": "cloud_ai_100"}  # both lie on one device
 RETAINED = "_RetainedState"
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "handover_by_hand"))
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def states(session: QAICInferenceSession) -> list[str]:

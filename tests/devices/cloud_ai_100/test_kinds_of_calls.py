@@ -26,12 +26,7 @@ DEVICES = ("reference", "cloud_ai_100")
 NEW = 12
 TARGET = {"speculative_model_type": "target"}
 LENGTHS = {"comp_ctx_lengths_prefill": [16, 32], "comp_ctx_lengths_decode": [24, 40, 64]}
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "kinds_of_calls"))
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @cache

@@ -21,12 +21,7 @@ CONTEXT = {"ctx_len": 64, "prefill_seq_len": 8}
 SLOTS, ROWS = {"full_batch_size": 2}, {"batch_size": 3}
 NEW = 8
 FLAG = "-sub-functions"
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "subfunctions_on_card"))
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @cache

@@ -29,12 +29,7 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "copied heads, rows": (False, COPIED),
 }
 """Whether with continuous batching, and what is asked for."""
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "verified_programs"))
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def passed(report: Report) -> dict[str, set[bool | None]]:

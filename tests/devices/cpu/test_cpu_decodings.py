@@ -118,11 +118,11 @@ def test_generate_tries_ahead(model: Model, asked: Callable[[Model], dict[str, A
 def test_what_was_learnt_stays(model: Model) -> None:
     options: dict[str, Any] = {"input_ids": PROMPTS[:1], "generation_len": 8, "decoding": "prompt_lookup"}
     model.large.generate(**options)
-    kept = model.large._decoding
+    kept = model.large._session.decoding
     model.large.generate(**options)
-    assert model.large._decoding is kept
+    assert model.large._session.decoding is kept
     model.large.generate(**options | {"decoding": "plain"})
-    assert model.large._decoding is not kept
+    assert model.large._session.decoding is not kept
 
 
 class Numbers:
@@ -150,11 +150,11 @@ def test_an_open_iterator_goes_on_with_the_decoding_of_the_latest_call(model: Mo
         ):
             drafted.append(model.large.generate(**short, **asked).drafted)
             found += next(pieces)
-        assert not model.large._engine.idle
+        assert not model.large._session.running.idle
         with pytest.raises(OptionError, match="no decoding 'prompt_look'"):
             model.large.generate(**short, decoding="prompt_look")
         assert found + "".join(pieces) == expected.text
-    assert drafted[2] == 0 < drafted[3] < model.large._engine.statistics.drafted
+    assert drafted[2] == 0 < drafted[3] < model.large._session.running.statistics.drafted
     assert model.large.generate(**long).drafted == 0
 
 
@@ -207,8 +207,8 @@ def test_a_models_own_config_may_ask(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = model.compile(device="cpu", num_threads=1, ctx_len=48)
     assert load_compiled(folder).program.model.generation["prompt_lookup_num_tokens"] == 3
     model.generate(**options)
-    assert model._decoding[1].lookahead == 3
+    assert model._session.decoding.lookahead == 3
     model.generate(**options, decoding="plain")
-    assert not hasattr(model._decoding[1], "lookahead")
+    assert not hasattr(model._session.decoding, "lookahead")
     model.compile(device="reference", ctx_len=48)
     assert model.generate(**options).drafted == 0

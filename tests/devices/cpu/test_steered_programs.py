@@ -28,12 +28,7 @@ CONTEXT = {"ctx_len": 64, "prefill_seq_len": 8, "device": "cpu", "num_threads": 
 TARGET = {"speculative_model_type": "target"}
 LENGTHS = {"comp_ctx_lengths_prefill": [16, 32], "comp_ctx_lengths_decode": [24, 64]}
 NEW = 10
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are shared by the tests of this file."""
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path_factory.getbasetemp() / "steered"))
+pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @cache
