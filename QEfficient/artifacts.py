@@ -51,6 +51,9 @@ REFUSALS = {
 }
 
 
+LACK_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 def plain(value: Any) -> Any:
     """`value` in JSON's own types: the same for the same content, whatever the order of its sets."""
     if value is None or isinstance(value, (str, bool, int, float)):
@@ -83,9 +86,12 @@ def write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(plain(document), indent=4, allow_nan=False) + "\n", encoding="utf-8")
 
 
+LARGER_UNITS = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6))
+
+
 def format_size(size: int) -> str:
-    """`1.2 GB`, or the same in MB or kB."""
-    unit, factor = next((u for u in (("GB", 1e9), ("MB", 1e6)) if size >= u[1]), ("kB", 1e3))
+    """`1.2 GB`, or the same in the unit that suits it, from kB to PB."""
+    unit, factor = next((unit for unit in LARGER_UNITS if size >= unit[1]), ("kB", 1e3))
     return f"{size / factor:,.1f} {unit}"
 
 
@@ -130,12 +136,12 @@ class ArtifactStore:
         with self._refusals_explained(place):
             make_folder(place)
             # Permission bits would not tell: root has them all, on a read-only disk too.
-            tempfile.TemporaryFile(dir=place).close()
+            _try_writing(place)
             remove_leftovers(self.root)
             free = shutil.disk_usage(place).free
         if free < needed_bytes:
             found = f"{place} has {format_size(free)} free, but {format_size(needed_bytes)} are needed."
-            raise StorageError(f"{found} {self._advice(place)}")
+            raise StorageError(f"{found} {self._advice(place, errno.ENOSPC)}")
 
     def publish(
         self,
@@ -247,9 +253,11 @@ class ArtifactStore:
         elif target.exists() and not (target.is_dir() and not any(target.iterdir())):
             raise ArtifactError(f"{target} is in the way: it is no complete artifact of QEfficient. Move or delete it.")
 
-    def _advice(self, place: Path) -> str:
+    def _advice(self, place: Path, reason: int) -> str:
         other = "set QEFF_HOME to another folder" if place.is_relative_to(self.root) else "choose another folder"
-        return f"Free some space there, or {other}."
+        if reason in LACK_OF_SPACE:
+            return f"Free some space there, or {other}."
+        return f"{other[0].upper()}{other[1:]}, or allow writing there."
 
     @contextlib.contextmanager
     def _refusals_explained(self, place: Path) -> Iterator[None]:
@@ -261,8 +269,19 @@ class ArtifactStore:
             if reason is None or not _concerns(error.filename, place.parent):
                 raise
             existing = next(folder for folder in (place, *place.parents) if os.path.isdir(folder))
-            found = f"{reason} ({format_size(shutil.disk_usage(existing).free)} free without the unfinished files)"
-            raise StorageError(f"{place} cannot be written: {found}. {self._advice(place)}") from error
+            if error.errno in LACK_OF_SPACE:
+                reason += f" ({format_size(shutil.disk_usage(existing).free)} free without the unfinished files)"
+            advice = self._advice(place, error.errno or 0)
+            raise StorageError(f"{place} cannot be written: {reason}. {advice}") from error
+
+
+def _try_writing(folder: Path) -> None:
+    """Write a file there, which vanishes. A folder of a file system that takes no files (/proc) says that it is not
+    there."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileNotFoundError:
+        raise StorageError(f"{folder} takes no files: choose another folder.") from None
 
 
 def _with_documents(build: Build, documents: Mapping[str, Any]) -> Build:

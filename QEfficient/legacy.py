@@ -67,8 +67,16 @@ def export(
     _check_form_factor(form_factor)
     if not kv:
         raise OptionError("kv=False was asked for: a program without retained keys and values is not exported.")
+    if full_batch_size is not None and full_batch_size < 1:
+        raise OptionError(f"full_batch_size must be a positive whole number, not {full_batch_size}.")
     model = model_kv
-    if not isinstance(model, QEFFAutoModelForCausalLM):
+    if isinstance(model, QEFFAutoModelForCausalLM):
+        if full_batch_size is not None and not model.continuous_batching:
+            raise OptionError(
+                f"full_batch_size {full_batch_size} was asked for, but the model in model_kv was loaded without"
+                " continuous batching. Load it with continuous_batching=True, or pass the model of transformers."
+            )
+    else:
         hub = {"cache_dir": cache_dir, "token": hf_token} if model is None else {}
         options: dict[str, Any] = {name: value for name, value in hub.items() if value is not None}
         source = model if model is not None else local_model_dir or model_name
@@ -86,7 +94,7 @@ def compile(
     num_cores: int,
     device_group: list[int] | None = None,
     aic_enable_depth_first: bool = False,
-    mos: int = -1,
+    mos: int | list[int] = -1,
     batch_size: int = 1,
     prompt_len: int = 32,
     ctx_len: int = 128,
@@ -115,7 +123,7 @@ def compile(
         "num_cores": num_cores,
         "num_devices": len(device_group or [0]),
         "aic_enable_depth_first": aic_enable_depth_first,
-        "mos": mos if mos > 0 else None,
+        "mos": None if mos == -1 else mos,  # which leaves it to the compiler
         "mxfp6_matmul": mxfp6,
         "mxint8_kv_cache": mxint8,
         "allow_mxint8_mdp_io": allow_mxint8_mdp_io,
@@ -123,7 +131,7 @@ def compile(
         "qnn_config": qnn_config,
         **options,
     }
-    asked = {name: value for name, value in card.items() if value not in (None, False)}
+    asked = {name: value for name, value in card.items() if value is not None and value is not False}
     spec = CompileSpec(batch_size, prompt_len, ctx_len, full_batch_size, device_options=asked)
     program = load_exported(ArtifactStore().open(Path(onnx_path).parent))
     stages.check_batching(program.graphs["lm"].spec.continuous_batching, spec)

@@ -16,7 +16,15 @@ from typing import Any
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.errors import ArtifactError
 from QEfficient.program import MANIFEST, CompiledProgram
-from QEfficient.publication import CHECKSUMS, Build, WaitHook, mark_used, remove_atomically, sole_builder
+from QEfficient.publication import (
+    CHECKSUMS,
+    REPLACING_PREFIX,
+    Build,
+    WaitHook,
+    mark_used,
+    remove_atomically,
+    sole_builder,
+)
 
 FOLDER = "qpcs"
 BESIDE = ("specializations.json", "mdp_ts_config.json")
@@ -60,7 +68,7 @@ class OldPlace(ArtifactStore):
 
     def _replace(self, target: Path, build: Build, documents: Mapping[str, Any] | None) -> None:
         """The new one is whole before the old one goes."""
-        fresh = target.with_name(f".new-{target.name}")
+        fresh = target.with_name(f"{REPLACING_PREFIX}{target.name}")
         if fresh.exists():  # of a process that was killed
             shutil.rmtree(fresh)
         super().publish(fresh, build, documents)

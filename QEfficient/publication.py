@@ -12,6 +12,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from QEfficient.errors import ArtifactError, StorageError
 CHECKSUMS = "checksums.json"
 LOCK_PREFIX = ".lock-qeff-"
 TEMPORARY_PREFIX = ".tmp-qeff-"  # distinctive, because leftovers are found and deleted by it
+REPLACING_PREFIX = ".new-"
+"""Of a publication that will take the place of another."""
 
 Build = Callable[[Path], Mapping[str, str] | None]
 """Fills the folder it is given; may return file → SHA-256 of files that it hashed while writing them."""
@@ -47,6 +50,12 @@ def build_and_rename(target: Path, build: Build) -> None:
 def _temporary_name(target: Path) -> Path:
     """A new name each time: the orphaned child of a killed builder must not write into the next builder's folder."""
     return target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{target.name}")
+
+
+def final_place(folder: Path) -> Path:
+    """Where a folder that is being built will lie: what is written in it may name that. Others lie where they are."""
+    built = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{8}}-(?P<name>.+)", folder.name)
+    return folder.with_name(built["name"].removeprefix(REPLACING_PREFIX)) if built else folder
 
 
 def _seal(folder: Path, digests: Mapping[str, str]) -> None:

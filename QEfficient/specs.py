@@ -127,6 +127,14 @@ def _check_positive(name: str, value: Any) -> None:
         raise OptionError(f"{name} must be a positive whole number, not {value!r}.")
 
 
+def check_compute_contexts(name: str, lengths: Sequence[int], ctx_len: int) -> None:
+    """Refuse numbers of slots that there are not."""
+    for length in lengths:
+        _check_positive(f"each of {name}", length)
+        if length > ctx_len:
+            raise OptionError(f"{name} has {length:,}, which is more than ctx_len {ctx_len:,}.")
+
+
 @dataclass(frozen=True)
 class Specialization:
     """One assignment of numbers to the symbolic dimensions of a graph."""
@@ -145,7 +153,8 @@ class CompileSpec:
     full_batch_size: int | None = None
     """With continuous batching: how many sequences decode together."""
     kv_cache_batch_size: int | None = None
-    """With continuous batching: how many cache slots there are; default `full_batch_size`."""
+    """With continuous batching: how many cache slots there are; default `full_batch_size`, which a program that only
+    does prefill needs no other number than this for."""
     device_options: Mapping[str, Any] = field(default_factory=dict)
     """Options that only some device understands (`num_cores`, `mxfp6_matmul`, …), checked by that device."""
     num_speculative_tokens: tuple[int, ...] = ()
@@ -155,8 +164,12 @@ class CompileSpec:
     """How many slots attention may read: a shape for each number, of which a run takes the smallest that suffices."""
     prefill_only: bool | None = None
     """True: only the shapes of prefill; False: only those of decoding."""
+    verbatim: tuple[Specialization, ...] = ()
+    """Shapes that take the place of those that follow from the geometry, which says what sessions can do with them."""
 
     def __post_init__(self) -> None:
+        shapes = (Specialization(**shape) if isinstance(shape, Mapping) else shape for shape in self.verbatim)
+        object.__setattr__(self, "verbatim", tuple(shapes))  # as records hold them
         for name in ("batch_size", "prefill_seq_len", "ctx_len", "full_batch_size", "kv_cache_batch_size"):
             value = getattr(self, name)
             if value is None and name in ("full_batch_size", "kv_cache_batch_size"):
@@ -167,8 +180,11 @@ class CompileSpec:
                 f"prefill_seq_len {self.prefill_seq_len:,} is larger than ctx_len {self.ctx_len:,}."
                 " Lower the one or raise the other."
             )
-        if self.kv_cache_batch_size and not self.full_batch_size:
-            raise OptionError("kv_cache_batch_size needs continuous batching: give full_batch_size too.")
+        if self.kv_cache_batch_size and not self.full_batch_size and self.prefill_only is not True:
+            raise OptionError(
+                f"kv_cache_batch_size {self.kv_cache_batch_size} needs continuous batching: give full_batch_size too,"
+                " how many sequences decode together, or prefill_only=True for a program in which none does."
+            )
         if self.full_batch_size and self.kv_cache_batch_size and self.kv_cache_batch_size < self.full_batch_size:
             raise OptionError(
                 f"kv_cache_batch_size {self.kv_cache_batch_size} is smaller than"
@@ -191,10 +207,7 @@ class CompileSpec:
 
     def _check_compute_contexts(self) -> None:
         for name in ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode"):
-            for length in getattr(self, name):
-                _check_positive(f"each of {name}", length)
-                if length > self.ctx_len:
-                    raise OptionError(f"{name} has {length:,}, which is more than ctx_len {self.ctx_len:,}.")
+            check_compute_contexts(name, getattr(self, name), self.ctx_len)
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if self.comp_ctx_lengths_decode and len(self.num_speculative_tokens) > 1:
             raise NotImplementedError(
@@ -204,7 +217,13 @@ class CompileSpec:
 
     @property
     def continuous_batching(self) -> bool:
-        return self.full_batch_size is not None
+        return self.full_batch_size is not None or self.kv_cache_batch_size is not None
+
+    @property
+    def batching_asked(self) -> str:
+        """The option that asks for continuous batching, and its number: for messages."""
+        name = "full_batch_size" if self.full_batch_size else "kv_cache_batch_size"
+        return f"{name} {getattr(self, name)}"
 
     @property
     def slots(self) -> int:
@@ -227,6 +246,8 @@ class CompileSpec:
 
     def specializations(self, windows: Mapping[str, int] | None = None) -> tuple[Specialization, ...]:
         """Those of prefill and of decoding; one where both have the same shape. `windows` sizes the rolling buffers."""
+        if self.verbatim:
+            return self.verbatim
         rolling = {symbol: min(size, self.ctx_len) for symbol, size in (windows or {}).items()}
         shared = self.prefill_seq_len == 1 and self.decode_lengths == (1,)
         entries: list[tuple[str, dict[str, int]]] = []

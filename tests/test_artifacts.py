@@ -643,9 +643,5 @@ def test_only_lock_files_stay(store: ArtifactStore, published: Path) -> None:
 
 
 def test_format_size() -> None:
-    assert [format_size(size) for size in (0, 1500, 2_000_000, 5_120_000_000)] == [
-        "0.0 kB",
-        "1.5 kB",
-        "2.0 MB",
-        "5.1 GB",
-    ]
+    sizes = (0, 1500, 2_000_000, 5_120_000_000, 1_260_000_000_000, 128_800_000_000_000_000)
+    assert list(map(format_size, sizes)) == ["0.0 kB", "1.5 kB", "2.0 MB", "5.1 GB", "1.3 TB", "128.8 PB"]

@@ -138,12 +138,23 @@ def switch(text: str) -> bool:
 
 def device_group(text: str) -> list[int]:
     """`[0,1]` or `0,1`."""
-    return _numbers(text, "[0,1]")
+    found = _numbers(text, "[0,1]", least=1)
+    if min(found) < 0:
+        raise argparse.ArgumentTypeError(f"cards have numbers from 0 on, but '{text}' has {min(found)}")
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"each card can be named once, but '{text}' has one twice")
+    return found
 
 
 def several(text: str) -> list[int]:
     """`256,512`, `[256,512]` or `256`."""
     return _numbers(text, "256,512", least=1)
+
+
+def one_or_several(text: str) -> int | list[int]:
+    """`4`, or `1,2`: a number for each cluster of cores."""
+    found = _numbers(text, "1,2", least=1)
+    return found[0] if len(found) == 1 else found
 
 
 def _numbers(text: str, example: str, least: int = 0) -> list[int]:
@@ -272,7 +283,7 @@ def add_device(parser: Parser) -> None:
     group.add_argument("--num-cores", type=int, metavar="N", help="cores of a card")
     group.add_argument("--mxfp6-matmul", "--mxfp6", action="store_true", help="MXFP6 weights on a card")
     group.add_argument("--mxint8-kv-cache", "--mxint8", action="store_true", help="MXINT8 cache on a card")
-    group.add_argument("--mos", type=int, metavar="N", help="effort to keep data on a card's chip")
+    group.add_argument("--mos", type=one_or_several, metavar="N", help="effort to keep data on a card's chip")
     group.add_argument("--aic-enable-depth-first", action="store_true", help="depth-first order on a card")
     group.add_argument("--allow-mxint8-mdp-io", action="store_true", help="MXINT8 between cards")
     add_simulate(group)
@@ -293,8 +304,11 @@ def add_simulate(group: Any) -> None:
 
 def sdk_version(text: str) -> str:
     """`1.21`."""
-    if not re.fullmatch(r"1|\d+\.\d+", text):
-        raise argparse.ArgumentTypeError(f"the version of an SDK such as 1.22, or nothing, is expected, not '{text}'")
+    from QEfficient.devices.cloud_ai_100.sdk import SIMULATED_VERSIONS
+
+    if text not in ("1", *SIMULATED_VERSIONS):
+        known = " or ".join(SIMULATED_VERSIONS)
+        raise argparse.ArgumentTypeError(f"the version of an SDK, {known}, or nothing is expected, not '{text}'")
     return text
 
 
@@ -322,8 +336,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add_choosing(parser)
     group = parser.add_argument_group("answers")
     group.add_argument("--n", type=int, metavar="N", help="answers to each prompt")
-    for ignored in ("--iteration", "--automation"):
-        group.add_argument(ignored, nargs="?", const=True, help=argparse.SUPPRESS)
+    group.add_argument("--iteration", type=positive, help=argparse.SUPPRESS)
+    group.add_argument("--automation", nargs="?", const=True, type=switch, help=argparse.SUPPRESS)
     for later in ("--image-path", "--image-url", "--img-size"):
         group.add_argument(later, action=NotYet)
     group = parser.add_argument_group("log-probabilities", "printed with --json")
@@ -377,11 +391,18 @@ def _add_penalties(group: Any) -> None:
 
 
 def _add_endings(group: Any) -> None:
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument("--stop", action="append", type=some_text, metavar="TEXT", help="end before this; repeatable")
     group.add_argument("--stop-token-ids", type=token_ids, metavar="ID,ID", help="end at these tokens too")
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the model's end")
     group.add_argument("--min-new-tokens", type=int, metavar="N", help="no end before so many tokens")
     group.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer together")
+
+
+def some_text(text: str) -> str:
+    """A text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("a text is expected, but it is empty")
+    return text
 
 
 def token_bias(text: str) -> tuple[int, float]:

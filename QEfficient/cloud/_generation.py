@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,14 @@ from typing import Any
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.cloud._presentation import StageClock, note, table
 from QEfficient.cloud._tokenizers import saved_tokenizer
-from QEfficient.devices import Session, get_device
-from QEfficient.devices.handover import with_prefill
 from QEfficient.devices.slotted import slotted_limits
 from QEfficient.errors import ModelError, OptionError, PromptError
-from QEfficient.generation.decoding.selection import DecodingChoice, opened_decoding
+from QEfficient.generation.decoding.selection import DecodingChoice
 from QEfficient.generation.defaults import LOOKUP, left_out, sampling_params
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.logprobs import TokenLogprob
 from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
+from QEfficient.generation.opened import OpenedProgram
 from QEfficient.generation.request import Request, RequestOutput, output_of
 from QEfficient.generation.scheduler import Scheduler
 from QEfficient.generation.text import TextGenerator
@@ -65,10 +64,19 @@ def sampling(arguments: argparse.Namespace, default_length: int | None = None) -
         given["max_new_tokens"] = length
     if "logit_bias" in given:
         given["logit_bias"] = tuple(given["logit_bias"])
+    _read_script_flags(arguments, given)
     sampling_params({}, given)
     if not arguments.json and given.keys() & {"logprobs", "prompt_logprobs"}:
         note("log-probabilities are printed with --json only")
     return given
+
+
+def _read_script_flags(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    """Flags that scripts of Qualcomm's library give: with --automation answers go on behind their ends."""
+    if getattr(arguments, "automation", None):
+        given.setdefault("ignore_eos", True)
+    if (getattr(arguments, "iteration", None) or 1) > 1:
+        note(f"--iteration {arguments.iteration} has no effect: the prompts run once")
 
 
 def decoding(arguments: argparse.Namespace, draft: Callable[[], CompiledProgram]) -> DecodingChoice:
@@ -83,6 +91,17 @@ def check_prompts(tokenizer: Any, prompts: Sequence[str], spec: CompileSpec) -> 
     scheduler = Scheduler(slotted_limits(spec))
     for prompt in prompts:
         scheduler.check(Request(tuple(tokenizer(prompt)["input_ids"])))
+
+
+def check_tokens(given: Mapping[str, Any], vocabulary: int) -> None:
+    """Refuse token ids that no token has. `vocabulary`: how many there are; 0 where nobody can say."""
+    named = {"--stop-token-ids": given.get("stop_token_ids", ()), "--logit-bias": dict(given.get("logit_bias", ()))}
+    for flag, tokens in named.items():
+        beyond = [token for token in tokens if token >= vocabulary > 0]
+        if beyond:
+            raise OptionError(
+                f"{flag} names the token {beyond[0]}, but the model has {vocabulary:,} tokens (0 to {vocabulary - 1})."
+            )
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,10 @@ def check_program(compiled: CompiledProgram) -> None:
         ArtifactStore().open(compiled.program.folder)
 
 
+TextOpener = Callable[[], tuple[Engine, TextGenerator]]
+"""Gives an engine, and the same for text: those of the last call, unless their session was lost."""
+
+
 @contextmanager
 def opened(
     compiled: CompiledProgram,
@@ -121,22 +144,21 @@ def opened(
     choice: DecodingChoice,
     device_ids: Sequence[int] | None = None,
     prefill: CompiledProgram | None = None,
-) -> Iterator[tuple[Engine, TextGenerator]]:
-    """An engine on the program, and the same for text."""
-    if left_out(compiled.program.model.generation):
-        note(left_out(compiled.program.model.generation))
+) -> Iterator[TextOpener]:
+    """What opens the program: it has done so already, and does it again after the device was lost."""
+    facts = compiled.program.model
+    if left_out(facts.generation):
+        note(left_out(facts.generation))
     clock("load the program")
-    with _session(compiled, device_ids, prefill) as session:
-        choice = choice.or_usual(compiled.program.model.generation.get(LOOKUP), session.limits)
-        with opened_decoding(choice, compiled, session.limits) as decoding:
-            clock.stop()
-            engine = Engine(session, decoding)
-            yield engine, TextGenerator(engine, tokenizer, compiled.program.model.eos_token_ids)
+    with closing(OpenedProgram(compiled)) as program:
 
+        def text() -> tuple[Engine, TextGenerator]:
+            engine = program.engine(choice, facts.generation.get(LOOKUP), device_ids, prefill)
+            return engine, TextGenerator(engine, tokenizer, facts.eos_token_ids)
 
-def _session(compiled: CompiledProgram, device_ids: Sequence[int] | None, prefill: CompiledProgram | None) -> Session:
-    session = get_device(compiled.device).load(compiled, device_ids)
-    return session if prefill is None else with_prefill(session, compiled, prefill)
+        text()
+        clock.stop()
+        yield text
 
 
 def generate(
@@ -145,8 +167,10 @@ def generate(
     """Run the prompts, print texts and figures unless JSON was asked for; return the record of all of it."""
     check_program(compiled)
     check_prompts(tokenizer, task.prompts, compiled.spec)
+    check_tokens(task.sampling, compiled.program.model.vocab_size)
     params = sampling_params(compiled.program.model.generation, task.sampling)
-    with opened(compiled, tokenizer, clock, choice, task.device_ids, task.prefill) as (engine, text):
+    with opened(compiled, tokenizer, clock, choice, task.device_ids, task.prefill) as opener:
+        engine, text = opener()
         outputs = _run(text, task, params, clock)
     geometry = compiled.spec.batch_size, compiled.spec.continuous_batching
     info = exec_info(outputs, *geometry, compiled.program.model.pad_token_id or 0, params.n)

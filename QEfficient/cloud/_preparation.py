@@ -16,7 +16,7 @@ from QEfficient.cloud._presentation import StageClock, note
 from QEfficient.cloud._requests import Requests
 from QEfficient.demo import DEMO_NAME
 from QEfficient.devices import Device, device_class, get_device
-from QEfficient.errors import ArtifactError, OptionError, UnsupportedModelError
+from QEfficient.errors import ArtifactError, DeviceError, OptionError, UnsupportedModelError
 from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled, load_exported
 from QEfficient.specs import CompileSpec, ExportSpec
 from QEfficient.transformers.models.card_options import TARGET, Shapes, check_device, read_qaic_config, shaped
@@ -31,6 +31,30 @@ KINDS = (
 CARD_OPTIONS = (
     "num_cores", "mxfp6_matmul", "mxint8_kv_cache", "mos", "aic_enable_depth_first", "allow_mxint8_mdp_io",
 )  # fmt: skip
+
+
+Check = Callable[[CompileSpec, int], None]
+"""Refuses what does not go with a geometry, or with a vocabulary of so many tokens."""
+
+
+def chosen_device(arguments: argparse.Namespace) -> Device:
+    """The device that the arguments name. Where it is absent, all that is missing for them is said at once."""
+    try:
+        return get_device(arguments.device)
+    except DeviceError as error:
+        raise DeviceError(f"{error}{_lacks_qnn(arguments)}") from error
+
+
+def _lacks_qnn(arguments: argparse.Namespace) -> str:
+    """A sentence, where what --enable-qnn needs besides is not there."""
+    from QEfficient.devices.cloud_ai_100.qnn.tools import find_qnn_sdk
+
+    try:
+        if arguments.enable_qnn:
+            find_qnn_sdk()
+    except DeviceError as error:
+        return f" Besides, {error}"
+    return ""
 
 
 def model_name(arguments: argparse.Namespace) -> str:
@@ -53,6 +77,7 @@ def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
         arguments.full_batch_size,
         arguments.kv_cache_batch_size,
         device_options(arguments),
+        prefill_only=getattr(arguments, "prefill_only", None),
     )
     try:
         return shaped(plain, Shapes(**shapes(arguments)), read_qaic_config(qaic_config(arguments)))
@@ -82,20 +107,36 @@ def qaic_config(arguments: argparse.Namespace) -> dict[str, Any]:
 def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the device is told: its flags, and those that no command knows."""
     options = {name: getattr(arguments, name) for name in CARD_OPTIONS}
-    if (options["mos"] or 0) < 0:  # what Qualcomm's library writes for: not said
+    if options["mos"] == -1:  # what Qualcomm's library writes for: not said
         options["mos"] = None
-    if arguments.device_group:
+    forwarded: dict[str, Any] = arguments.device_options
+    if arguments.device_group and "mdp_load_partition_config" not in forwarded:  # that file has the number itself
+        _check_number(arguments.device_group, forwarded)
         options["num_devices"] = len(arguments.device_group)
     if arguments.enable_qnn:
         options["enable_qnn"] = True
         options["qnn_config"] = arguments.enable_qnn if isinstance(arguments.enable_qnn, str) else None
-    forwarded: dict[str, Any] = arguments.device_options
-    return {name: value for name, value in options.items() if value not in (None, False)} | forwarded
+    return {name: value for name, value in options.items() if _is_given(value)} | forwarded
+
+
+def _check_number(devices: list[int], forwarded: dict[str, Any]) -> None:
+    """A program runs on as many devices as it was compiled for."""
+    number = forwarded.get("num_devices", len(devices))
+    if number != len(devices):
+        raise UsageError(
+            f"--num-devices is {number}, but --device-group names {len(devices)} ({', '.join(map(str, devices))})."
+            " Name as many, or leave one of them out."
+        )
 
 
 def given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     """Those of the options that were given, by name."""
-    return {name: value for name in names if (value := getattr(arguments, name, None)) not in (None, False)}
+    return {name: value for name in names if _is_given(value := getattr(arguments, name, None))}
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a flag was on the command line: 0, which equals False, was."""
+    return value is not None and value is not False
 
 
 def source_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +161,7 @@ class Preparation:
         self._source = source_options(arguments)
         self._graph = given(arguments, ("use_onnx_subfunctions", "retain_full_kv", "kv_cache_prefix", "kv_head_copies"))
         self._config = qaic_config(arguments)
-        self._batching = bool(arguments.full_batch_size or getattr(arguments, "continuous_batching", False))
+        self._batching = bool(given(arguments, ("full_batch_size", "kv_cache_batch_size", "continuous_batching")))
         ExportSpec(kv_cache_prefix=arguments.kv_cache_prefix)  # refuses a prefix that cannot be one
 
     def exported(self) -> ExportedProgram:
@@ -134,18 +175,22 @@ class Preparation:
         self._clock.stop()
         return load_exported(folder)
 
-    def compiled(self, check: Callable[[CompileSpec], None] = lambda spec: None) -> CompiledProgram:
-        """The compiled program. `check` is called with its geometry before the long work begins."""
-        device, spec = get_device(self._arguments.device), compile_spec(self._arguments)
+    def compiled(self, check: Check = lambda spec, vocabulary: None, runs: bool = False) -> CompiledProgram:
+        """The compiled program. `check` is called before the long work begins; `runs`: it will run on the devices that
+        were named, else they only say how many."""
+        device, spec = chosen_device(self._arguments), compile_spec(self._arguments)
         check_device(read_qaic_config(self._config), device)
         _say_where(device, self._arguments)
-        needs = device.ingredients(device.own_options(spec.device_options))
+        own = device.own_options(spec.device_options)
+        if runs and self._arguments.device_group:
+            device.check_ids(own, self._arguments.device_group)
+        needs = device.ingredients(own)
         compile_dir = self._arguments.compile_dir
         requests = self._requests(spec=spec, device=device.name, ingredients=needs, compile_dir=compile_dir)
         folder = requests.find("compiled")
         if folder is None or not self._store.is_complete(load_compiled(folder).program.folder):
             model = self._open()
-            check(spec)
+            check(spec, int(model.config.get_text_config().vocab_size))
             folder = self._compile(model, device, spec)
             requests.keep("compiled", folder)
         self._clock.stop()
@@ -201,7 +246,8 @@ def _say_where(device: Device, arguments: argparse.Namespace) -> None:
     if chosen == "auto" and meant and device.name != SIMULATED_DEVICE:
         flags = ", ".join("--" + name.replace("_", "-") for name in meant)
         reason = device_class(SIMULATED_DEVICE).availability()
-        note(f"this runs on the device {device.name}, which has no use for {flags}: {reason}")
+        lacks = _lacks_qnn(arguments)
+        note(f"this runs on the device {device.name}, which has no use for {flags}: {reason}{lacks}")
 
 
 def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
@@ -215,7 +261,7 @@ def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledP
 
 def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
     """A program compiled from its exported folder, without its model."""
-    device, spec = get_device(arguments.device), compile_spec(arguments)
+    device, spec = chosen_device(arguments), compile_spec(arguments)
     device.own_options(spec.device_options)
     made = given(arguments, ("include_sampler", "replicate_kv_heads"))
     if made:

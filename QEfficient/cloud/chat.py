@@ -55,10 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.ctx_len = usual_context(name)
     with StageClock(arguments.verbose) as clock:
 
-        def check(spec: CompileSpec) -> None:
+        def check(spec: CompileSpec, vocabulary: int) -> None:
+            generation.check_tokens(given, vocabulary)
             model_tokenizer(name, tokenizer_options(arguments))  # which refuses a model without one
 
-        compiled = Preparation(name, arguments, clock).compiled(check)
+        compiled = Preparation(name, arguments, clock).compiled(check, runs=True)
         chat = _run(name, compiled, given, arguments, clock)
     if arguments.json:
         made = {"model": name, "device": compiled.device, "simulated": compiled.simulated}
@@ -93,11 +94,12 @@ def _run(
     from QEfficient.cloud._preparation import draft_program
 
     generation.check_program(compiled)
+    generation.check_tokens(given, compiled.program.model.vocab_size)
     settings, terminal = Settings(compiled.program.model.generation, given), Terminal(arguments.json, command_names())
     choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
     tokenizer = generation.open_tokenizer(compiled)
-    with generation.opened(compiled, tokenizer, clock, choice, arguments.device_group) as (engine, text):
-        partner = Partner(name, compiled.place, engine, text)
+    with generation.opened(compiled, tokenizer, clock, choice, arguments.device_group) as opener:
+        partner = Partner(name, compiled.place, opener)
         chat = Chat(partner, settings, terminal, Conversation(arguments.system or ""))
         _greet(chat)
         chat.run()

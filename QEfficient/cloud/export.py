@@ -21,7 +21,7 @@ def add_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("program")
     group.add_argument("--export-dir", metavar="DIR", help="write to DIR-<fingerprint> in place of the artifact store")
     group.add_argument("--continuous-batching", action="store_true", help="sequences may come and go one by one")
-    group.add_argument("--full-batch-size", type=int, metavar="N", help="the same; the number matters when compiling")
+    group.add_argument("--full-batch-size", type=positive, metavar="N", help="the same; its number matters to compile")
     group.add_argument("--mxint8-kv-cache", nargs="?", type=switch, help=argparse.SUPPRESS)  # compile decides that
     group = parser.add_argument_group("kinds of calls", "for compile --onnx-path with the same flags or numbers")
     group.add_argument("--speculative-target", action="store_true", help="for compile --num-speculative-tokens")

@@ -54,10 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with StageClock(arguments.verbose) as clock:
 
-        def check(spec: CompileSpec) -> None:
+        def check(spec: CompileSpec, vocabulary: int) -> None:
+            generation.check_tokens(task.sampling, vocabulary)
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 
-        compiled = Preparation(name, arguments, clock).compiled(check)
+        compiled = Preparation(name, arguments, clock).compiled(check, runs=True)
         choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
         record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)
     if arguments.json:

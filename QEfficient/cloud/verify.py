@@ -33,13 +33,24 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._generation import read_prompts
     from QEfficient.cloud._logging import quieten_libraries
-    from QEfficient.cloud._preparation import device_options, given, model_name, qaic_config, shapes, source_options
+    from QEfficient.cloud._preparation import (
+        chosen_device,
+        device_options,
+        given,
+        model_name,
+        qaic_config,
+        shapes,
+        source_options,
+    )
     from QEfficient.cloud._presentation import StageClock
-    from QEfficient.devices import get_device
+    from QEfficient.specs import SamplingParams
 
-    prompts = read_prompts(arguments) if arguments.prompt or arguments.prompts_txt_file_path else None
+    asked = arguments.prompt is not None or arguments.prompts_txt_file_path
+    prompts = read_prompts(arguments) if asked else None
+    length = LENGTH if arguments.generation_len is None else arguments.generation_len
+    SamplingParams(max_new_tokens=length)  # which refuses what is no length
     own, config = device_options(arguments), qaic_config(arguments)
-    get_device(arguments.device).own_options(own)
+    chosen_device(arguments).own_options(own)
     name = model_name(arguments)
     with StageClock(arguments.verbose) as clock:
         clock("load libraries")
@@ -51,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             prompts=prompts,
             ctx_len=arguments.ctx_len,
-            new_tokens=LENGTH if arguments.generation_len is None else arguments.generation_len,
+            new_tokens=length,
             continuous_batching=True if arguments.full_batch_size else None,
             options={
                 **source_options(arguments),

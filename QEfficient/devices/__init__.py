@@ -13,20 +13,20 @@ import logging
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from QEfficient.errors import DeviceError, OptionError, did_you_mean
-from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram
+from QEfficient.errors import DeviceError, OptionError, SessionLostError, did_you_mean
+from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec, EncodeSpec
 
 logger = logging.getLogger(__name__)
 
-NOT_DEVICES = ("choosing", "handover", "routing", "slotted")
+NOT_DEVICES = ("choosing", "handover", "routing", "slotted", "weight_file")
 """Modules of this package that devices share."""
 FLOAT32_ERROR = 1e-3
 """Of a logit, as a part of the spread between largest and smallest: what another order of float32 sums may do."""
@@ -201,6 +201,20 @@ class Session(ABC):
         """Make one block a copy of another. For sessions with paging."""
         raise DeviceError("this session keeps no blocks.")
 
+    @property
+    def lost(self) -> SessionLostError | None:
+        """Why it can run nothing any more, although nobody has closed it."""
+        return None
+
+    def offer(self, owner: Callable[[], bool]) -> None:  # noqa: B027
+        """Say whom a device may ask that lacks room for another program of this process: the owner, a bound method that
+        is held weakly, lets the session rest if nothing needs it now, and says whether it did."""
+
+    def rest(self) -> bool:
+        """Give the device to others until the next run, which takes it again; what was computed is gone then. False: it
+        has nothing that others could use."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Give everything back; idempotent."""
@@ -248,6 +262,16 @@ class EncoderSession(ABC):
         self.close()
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What a session shows of its runs, for those who look for an error."""
+
+    folder: Path | None = None
+    """Where the buffers of its first runs are written."""
+    debug: bool = False
+    """Whether the device's runtime logs all that it does."""
+
+
 class Device(ABC):
     """One way to compile and run programs."""
 
@@ -260,6 +284,8 @@ class Device(ABC):
     """Whether it runs programs that choose tokens themselves."""
     has_ids = False
     """Whether there may be several of it, which `load` tells apart by numbers."""
+    shows_runs = False
+    """Whether `load_watched` opens sessions."""
     computes_in: str = "float32"
     """What it rounds to after each operator of a float32 program, where it is not told otherwise."""
     in_small_pieces: Mapping[str, Any] = {}
@@ -304,6 +330,10 @@ class Device(ABC):
     def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
         """Open a session: on these, where there are several of this device."""
 
+    def load_watched(self, compiled: CompiledProgram, device_ids: Sequence[int] | None, watch: Watch) -> Session:
+        """As `load`, for a device that `shows_runs`."""
+        raise DeviceError(f"device '{self.name}' shows nothing of its runs.")
+
     def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
         """Write the exported program with the weights that the compiled form holds into the empty `folder`, in float32
         or in a precision of its own that the reference device runs; None where it holds those of the exported
@@ -331,6 +361,12 @@ class Device(ABC):
         """What the compiled form depends on beside the program and these options: the version of what this device
         writes, the content of files that options name."""
         return {}
+
+    def check_ids(self, own: Mapping[str, Any], device_ids: Sequence[int]) -> None:  # noqa: B027
+        """Refuse numbers of devices on which a program that is compiled with these options would not run."""
+
+    def check_graph(self, graph: GraphSpec, own: Mapping[str, Any]) -> None:  # noqa: B027
+        """Refuse a graph that cannot be compiled with these options, before the work of writing it is done."""
 
     def has_no_ids(self, device_ids: Sequence[int] | None) -> None:
         """Say once that the numbers of devices, which scripts pass whatever the device, have no effect here."""

@@ -28,8 +28,8 @@ def choice_limits(graph: GraphSpec) -> ChoiceLimits | None:
 def choice_feeds(
     rows: Sequence[Row], lines: Iterable[int], input_ids: np.ndarray, graph: GraphSpec
 ) -> dict[str, np.ndarray]:
-    """The inputs of one call. The token that was accepted last is the one that comes in, as are those of a prompt, which
-    are told apart by their sign: a call may be too short to show that it is one."""
+    """The inputs of one call. The token that was accepted last is the one that comes in, as are those of a prompt; a
+    sign tells them apart, since a call may be too short to show that it is a prompt's."""
     limits = choice_limits(graph)
     assert limits is not None
     height = len(input_ids)

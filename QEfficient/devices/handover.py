@@ -3,14 +3,14 @@ is handed over to the second when it decodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from QEfficient.devices import Batch, Limits, Row, Session, get_device
 from QEfficient.devices.slotted import SlottedSession
-from QEfficient.errors import OptionError
+from QEfficient.errors import OptionError, SessionLostError
 from QEfficient.program import CompiledProgram
 
 
@@ -71,6 +71,19 @@ class HandOverSession(Session):
         for name, state in target.items():
             state[moved] = source[name][moved]
         session.restore(target)
+
+    @property
+    def lost(self) -> SessionLostError | None:
+        return self._prefill.lost or self._decode.lost
+
+    def offer(self, owner: Callable[[], bool]) -> None:
+        for session in (self._prefill, self._decode):
+            session.offer(owner)
+
+    def rest(self) -> bool:
+        self._owners.clear()
+        rested = [session.rest() for session in (self._prefill, self._decode)]
+        return any(rested)
 
     def close(self) -> None:
         try:

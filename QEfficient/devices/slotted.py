@@ -52,8 +52,8 @@ def check_slots(graph: GraphSpec, spec: CompileSpec) -> None:
         raise OptionError("the program was exported for continuous batching: compile it with full_batch_size.")
     if spec.continuous_batching and not graph.continuous_batching:
         raise OptionError(
-            f"full_batch_size {spec.full_batch_size} was asked for, but the program was exported without continuous"
-            " batching. Export it again with continuous_batching=True."
+            f"{spec.batching_asked} was asked for, but the program was exported without continuous batching. Export it"
+            " again with continuous_batching=True."
         )
 
 

@@ -1,7 +1,9 @@
-"""The loop: schedule, propose, run, accept, emit. Not thread-safe: one thread steps it."""
+"""The loop: schedule, propose, run, accept, emit. Not thread-safe: one thread steps it, which others disturb only to
+have an idle session give way."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,11 +48,14 @@ class Engine:
         self._deadlines = Deadlines()
         self._totals = Statistics()
         self._lost: SessionLostError | None = None
+        self.turn = threading.RLock()
+        """Held by who feeds the session: it does not give way meanwhile."""
+        session.offer(self.give_way)
 
     @property
     def lost(self) -> SessionLostError | None:
         """Why nothing can run here any more: the session, or one of the decoding's, went with its device."""
-        return self._lost
+        return self._lost or self.session.lost
 
     @property
     def idle(self) -> bool:
@@ -64,6 +69,19 @@ class Engine:
             self._totals, preemptions=own.preemptions, cache=own.counts, waiting=own.waiting, running=own.running
         )
 
+    def give_way(self) -> bool:
+        """Let the session rest for the sake of another program, if nothing needs it now; whether it did. It comes back
+        with the next run. May be called from another thread."""
+        if not self.turn.acquire(blocking=False):
+            return False
+        try:
+            if not self.idle or not self.session.rest():
+                return False
+            self.scheduler.forget()
+            return True
+        finally:
+            self.turn.release()
+
     def use(self, decoding: Decoding) -> None:
         """Find tokens in this way from the next step on, also those of requests that are here."""
         self._decoding = decoding
@@ -75,7 +93,8 @@ class Engine:
         if request.timings.submitted is not None:
             raise OptionError(f"request {request.id} was submitted before. Make a new one.")
         check_logprobs(request, self.session.limits)
-        self.scheduler.add(request)
+        with self.turn:
+            self.scheduler.add(request)
         request.timings.submitted = self._clock()
         if request.deadline is not None:
             self._deadlines.add(request, request.timings.submitted + request.deadline)
@@ -84,7 +103,8 @@ class Engine:
         """End a request from outside; nothing happens if it has ended already."""
         if not request.finished:
             request.finish_reason = reason
-            self.scheduler.release(request)
+            with self.turn:
+                self.scheduler.release(request)
             self._end(request, reason)
 
     def cancel(self, request: Request) -> None:
@@ -98,9 +118,10 @@ class Engine:
         cancel them, and to open the program again for another engine.
         """
         self._check_session()
-        late = self._stop_late()
-        plan = self.scheduler.next_batch()
-        return late + self._run(plan) if plan.steps else late
+        with self.turn:
+            late = self._stop_late()
+            plan = self.scheduler.next_batch()
+            return late + self._run(plan) if plan.steps else late
 
     def run(self) -> None:
         """Step until nothing is left to do."""
@@ -143,10 +164,11 @@ class Engine:
         return [output_of(request) for request in requests]
 
     def _check_session(self) -> None:
-        if self._lost is not None:
+        lost = self.lost
+        if lost is not None:
             raise EngineError(
-                f"this engine's session is lost: open the program again, and make another engine. {self._lost}"
-            ) from self._lost
+                f"this engine's session is lost: open the program again, and make another engine. {lost}"
+            ) from lost
 
     def _stop_late(self) -> list[Event]:
         late = self._deadlines.pop(self._clock())

@@ -58,7 +58,9 @@ class PromptRunner:
         lengths = [len(request.prompt) for request in requests]
         length = checked_length(generation_len, max(lengths), self._engine.session.limits.ctx_len)
         rows = [(slot, request.prompt) for slot, request in zip(slots, requests, strict=True)]
-        return {"logits": self._logits(rows)[:, None]}, np.array(lengths, np.int64)[:, None], length
+        with self._engine.turn:
+            logits = self._logits(rows)
+        return {"logits": logits[:, None]}, np.array(lengths, np.int64)[:, None], length
 
     def _check(self, prompts: Sequence[str], slots: Sequence[int], logits: int) -> None:
         if not prompts or len(prompts) != len(slots):

@@ -121,6 +121,10 @@ class Scheduler:
                 self._send_back(self._running[step.request])
         self._places.spoil()
 
+    def forget(self) -> None:
+        """Rely on nothing that is kept of requests that have left: the session has given it up."""
+        self._places.spoil()
+
     def release(self, request: Request) -> None:
         """Forget a request, wherever it is."""
         place = self._running.pop(request, None)

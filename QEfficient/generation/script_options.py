@@ -18,6 +18,8 @@ from QEfficient.program import (
     KEPT_LOGITS,
     MARKED_PRESENCE,
     MARKED_REPETITION,
+    NEXT_TOKENS,
+    PROBABILITIES,
     TOKEN_BITMASKS,
     CompiledProgram,
 )
@@ -27,6 +29,14 @@ logger = logging.getLogger(__name__)
 
 SAMPLER = frozenset((ACCEPTED_TOKENS, *SETTINGS, MARKED_REPETITION, MARKED_PRESENCE))
 """The inputs of a program that chooses tokens on the card."""
+
+SHOWN_BY = {
+    "include_sampler": NEXT_TOKENS,
+    "sampling_params": NEXT_TOKENS,
+    "return_pdfs": PROBABILITIES,
+    "include_guided_decoding": TOKEN_BITMASKS,
+}
+"""Which tensor of a program shows that it does what a keyword asks for."""
 
 FIELDS = {
     "repetition_penalties": "repetition_penalty",
@@ -62,20 +72,60 @@ def check_wishes(wishes: Wishes, compiled: CompiledProgram) -> None:
             f"is_tlm was asked for, but the program has no input '{KEPT_LOGITS}': it gives the logits of one token at a"
             " time. Compile the target of speculative decoding for it."
         )
-    for name in ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode"):
-        asked, found = getattr(wishes, name), getattr(compiled.spec, name)
+    check_contexts(wishes, compiled)
+
+
+def check_contexts(wishes: Wishes, compiled: CompiledProgram) -> None:
+    """Refuse compute contexts that the program has no shape for. A number that `compile` lowered for prefill, since
+    decoding has it too, may still be said."""
+    decode = compiled.spec.comp_ctx_lengths_decode
+    known = {
+        "comp_ctx_lengths_prefill": tuple(sorted({*compiled.spec.comp_ctx_lengths_prefill, *decode})),
+        "comp_ctx_lengths_decode": decode,
+    }
+    for name, found in known.items():
+        asked = getattr(wishes, name)
         if not set(asked) <= set(found):
+            advice = "Give those, or leave it out." if found else f"Compile it with {name}, or leave it out."
             raise OptionError(
                 f"{name} {list(asked)} was asked for, but the program was compiled for {list(found) or 'none'}"
-                f" (input '{COMPUTE_CONTEXT}'). Give those, or leave it out."
+                f" (input '{COMPUTE_CONTEXT}'). {advice}"
             )
+
+
+def check_sampler_keywords(given: Mapping[str, Any], compiled: CompiledProgram) -> None:
+    """Refuse what only a program does that was exported for it. None and empty are not said."""
+    spec = compiled.program.graphs["lm"].spec
+    tensors = {tensor.name for tensor in (*spec.all_inputs, *spec.all_outputs)}
+    if given.get("include_sampler") is False and spec.chooses_tokens:
+        raise OptionError(
+            "include_sampler=False was given, but the program chooses tokens on the card. Leave it out, or load the"
+            " model without include_sampler in its qaic_config."
+        )
+    for name, tensor in SHOWN_BY.items():
+        if given.get(name) and tensor not in tensors:
+            config = dict.fromkeys(("include_sampler", *({name} - {"sampling_params"})), True)
+            raise OptionError(
+                f"{name} was given, but the program has no '{tensor}': tokens are chosen on the host, as temperature=,"
+                f" top_k= and so on say. Leave {name} out, or load the model with qaic_config={config} and compile it"
+                " for a Cloud AI 100."
+            )
+
+
+def check_iteration(given: Any) -> int:
+    """How often all prompts run; once where nothing is said."""
+    if given is None:
+        return 1
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise OptionError(f"iteration must be a positive whole number, not {given!r}.")
+    return given
 
 
 def _check_batching(asked: int | None, compiled: CompiledProgram) -> None:
     spec = compiled.spec
     if asked is None or asked in (spec.full_batch_size, spec.slots if spec.continuous_batching else None):
         return
-    found = f"for {spec.full_batch_size}" if spec.continuous_batching else "without continuous batching"
+    found = f"for {spec.full_batch_size or spec.slots}" if spec.continuous_batching else "without continuous batching"
     raise OptionError(f"full_batch_size {asked} was asked for, but the program was compiled {found}. Leave it out.")
 
 

@@ -274,17 +274,20 @@ class TextGenerator:
     def generate_ids(
         self,
         prompts: Sequence[Sequence[int]],
-        params: SamplingParams = GREEDY,
+        params: SamplingParams | Sequence[SamplingParams] = GREEDY,
         streamer: Streamer | None = None,
         mask: MaskMaker | None = None,
     ) -> list[RequestOutput]:
-        """As `generate_texts`, from tokens. A streamer follows one prompt."""
+        """As `generate_texts`, from tokens. `params`: for all prompts, or for each. A streamer follows one prompt."""
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         if streamer is not None and len(prompts) != 1:
             raise OptionError(f"a streamer follows one prompt, but {len(prompts)} were given. Leave it out.")
-        if streamer is not None and params.n != 1:
-            raise OptionError(f"a streamer follows one answer, but n is {params.n}. Leave it out.")
+        if streamer is not None and each[0].n != 1:
+            raise OptionError(f"a streamer follows one answer, but n is {each[0].n}. Leave it out.")
         writers = {
-            request: self.writer(request) for ids in prompts for request in self.requests(ids, params, mask=mask)
+            request: self.writer(request)
+            for ids, own in zip(prompts, each, strict=True)
+            for request in self.requests(ids, own, mask=mask)
         }
         if streamer is None:
             for _ in self._stream(writers):

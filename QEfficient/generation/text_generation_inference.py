@@ -12,19 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100.inference_session import QAICInferenceSession
 from QEfficient.devices.cloud_ai_100.opened import open_program
 from QEfficient.devices.cloud_ai_100.session import CloudSession
-from QEfficient.devices.cloud_ai_100.written_io import WritingInferenceSession
-from QEfficient.errors import OptionError, PromptError
-from QEfficient.generation.decoding.selection import DecodingChoice, make_decoding
-from QEfficient.generation.engine import Engine
+from QEfficient.devices.cloud_ai_100.written_io import opener
+from QEfficient.errors import DeviceError, OptionError, PromptError
+from QEfficient.generation.decoding.selection import DecodingChoice
 from QEfficient.generation.live_text import LiveText
 from QEfficient.generation.metrics import CloudAI100ExecInfo, CloudAI100ExecInfoNew, PerfMetrics, average, exec_info
+from QEfficient.generation.opened import OpenedProgram
 from QEfficient.generation.prefill import PromptRunner, checked_length
 from QEfficient.generation.request import Request, output_of
-from QEfficient.generation.scheduler import Scheduler
-from QEfficient.generation.script_options import Wishes, check_wishes, chosen_params, pad_right, read_prompts
+from QEfficient.generation.script_options import (
+    Wishes,
+    check_iteration,
+    check_wishes,
+    chosen_params,
+    pad_right,
+    read_prompts,
+)
 from QEfficient.generation.text import TextGenerator
 from QEfficient.specs import SamplingParams
 
@@ -78,15 +83,30 @@ class TextGeneration:
         self._tokenizer = tokenizer
         chooses = self._compiled.program.graphs["lm"].spec.chooses_tokens
         self._sampling = dict(sampling_params or {}) if chooses else {}
-        session = CloudSession(self._compiled, device_id, _opener(write_io_dir, enable_debug_logs))
-        self.close = weakref.finalize(self, session.close)
-        """Give the cores back; idempotent."""
+        load = partial(CloudSession, opener=opener(write_io_dir, enable_debug_logs))
         # Every call computes its whole prompt: scripts measure that, and `run_prefill` writes slots unseen.
-        scheduler = Scheduler(session.limits, prefix_cache=False)
-        self._engine = Engine(session, make_decoding(DecodingChoice(), self._compiled, session.limits), scheduler)
-        self._text = TextGenerator(self._engine, tokenizer)
-        self._qaic_model = PromptRunner(self._engine, self._text)
+        self._opened, self._device_id = OpenedProgram(self._compiled, load, prefix_cache=False), device_id
+        self.close = weakref.finalize(self, self._opened.close)
+        """Give the cores back; idempotent."""
+        self._start()
         self._metrics: PerfMetrics | None = None
+
+    def _open(self) -> None:
+        """Go on with the engine that is there: with another one after its device was lost."""
+        if not self.close.alive:
+            raise DeviceError("the session is closed: make another TextGeneration for the program.")
+        if self._engine.lost is not None:
+            self._start()
+
+    def _start(self) -> None:
+        self._engine = self._opened.engine(DecodingChoice(), device_ids=self._device_id)
+        self._text = TextGenerator(self._engine, self._tokenizer)
+
+    @property
+    def _qaic_model(self) -> PromptRunner:
+        """By this name scripts find what runs prompts alone."""
+        self._open()
+        return PromptRunner(self._engine, self._text)
 
     @property
     def perf_metrics(self) -> PerfMetrics | None:
@@ -142,18 +162,19 @@ class TextGeneration:
         return self._steps(self._requests(prompts, generation_len, automation))
 
     def _steps(self, requests: Sequence[Request]) -> Iterator[list[str]]:
-        writers = {request: self._text.writer(request) for request in requests}
+        engine, text = self._engine, self._text
+        writers = {request: text.writer(request) for request in requests}
         try:
             for request in requests:
-                self._engine.submit(request)
+                engine.submit(request)
             while not all(request.finished for request in requests):
-                events = [event for event in self._engine.step() if event.request in writers]
-                pieces = {event.request: self._text.read(event, writers[event.request]).text for event in events}
+                events = [event for event in engine.step() if event.request in writers]
+                pieces = {event.request: text.read(event, writers[event.request]).text for event in events}
                 if pieces:
                     yield [pieces.get(request, "") for request in requests]
         finally:
             for request in requests:
-                self._engine.cancel(request)
+                engine.cancel(request)
 
     def _generate(
         self, prompts: Sequence[str], generation_len: int | None, stream: bool, automation: bool
@@ -179,14 +200,14 @@ class TextGeneration:
         return (requests[first : first + most] for first in range(0, len(requests), most))
 
     def _requests(self, prompts: Sequence[str], generation_len: int | None, automation: bool) -> list[Request]:
+        self._open()
         encoded = [self._text.encode(prompt) for prompt in prompts]
+        for ids in encoded:  # first of all: a length says nothing about a prompt that does not fit
+            self._engine.scheduler.check(self._text.request(ids))
         checked_length(generation_len, max(map(len, encoded)), self._compiled.spec.ctx_len)
         usual = SamplingParams(max_new_tokens=generation_len, ignore_eos=automation)
         params = [chosen_params(usual, self._sampling, number) for number in range(len(encoded))]
-        requests = [self._text.request(*each) for each in zip(encoded, params, strict=True)]
-        for request in requests:
-            self._engine.scheduler.check(request)
-        return requests
+        return [self._text.request(*each) for each in zip(encoded, params, strict=True)]
 
     def _filled(self, prompt: str | Sequence[str], lora_ids: Sequence[int] | None) -> list[str]:
         """The prompts, repeated up to one batch; what is left of a last batch stays empty."""
@@ -228,8 +249,7 @@ def cloud_ai_100_exec_kv(
 ) -> CloudAI100ExecInfo:
     """Open a program, run prompts, print the figures, close it. Without continuous batching texts and ids are lists,
     one entry for each batch. `iteration`: how often all of it runs; the figures are the mean."""
-    if iteration < 1:
-        raise OptionError(f"iteration must be a positive whole number, not {iteration!r}.")
+    check_iteration(iteration)
     prompts = read_prompts(prompt, prompts_txt_file_path)
     generation = TextGeneration(
         tokenizer,
@@ -253,12 +273,6 @@ def cloud_ai_100_exec_kv(
     info = replace(infos[-1], perf_metrics=average([info.perf_metrics for info in infos]))
     _print(f"\n{info!r}\n")
     return info
-
-
-def _opener(write_io_dir: str | Path | None, debug: bool) -> Any:
-    if write_io_dir is not None:
-        return partial(WritingInferenceSession, write_io_dir, debug=debug)
-    return partial(QAICInferenceSession, enable_debug_logs=debug)
 
 
 def _print(text: str) -> None:

@@ -56,6 +56,8 @@ class Source:
     """Makes the graph of `module`, with the contract's names; and says which contexts it holds for."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """Path in `module` → class name of every decoder layer, for sub-functions."""
+    transforms: tuple[str, ...] = ()
+    """What was done to the model to make `module` of it, by name."""
 
 
 def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Progress = lambda _: None) -> Graph:
@@ -83,6 +85,12 @@ def write_program(source: Source, spec: ExportSpec, folder: Path, progress: Prog
     return Graph(_file(source), replace(source.graph, context=whole))
 
 
+def graph_transforms(spec: ExportSpec) -> list[str]:
+    """What is done to the traced graph, by name and in order."""
+    first = [layers_to_functions] if spec.subfunctions else []
+    return [run.__name__ for run in [*first, *passes.passes_for(spec)]]
+
+
 def _file(source: Source) -> str:
     return f"{source.stem}.onnx"
 
@@ -105,8 +113,7 @@ def _write_weights(
 def _save(model: ir.Model, source: Source, spec: ExportSpec, folder: Path) -> None:
     model.ir_version = 10
     model.producer_name = "QEfficient"
-    first = [layers_to_functions] if spec.subfunctions else []
-    model.metadata_props["qeff_transforms"] = ",".join(run.__name__ for run in [*first, *passes.passes_for(spec)])
+    model.metadata_props["qeff_transforms"] = ",".join(graph_transforms(spec))
     _forget_origins(model)
     path = folder / _file(source)
     ir.save(model, path)

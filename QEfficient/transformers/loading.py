@@ -216,6 +216,8 @@ def _explained(name: str, location: str, error: Exception) -> Exception:
         )
     if isinstance(error, (ValueError, KeyError)) and ("model type" in text or "model_type" in text):
         kind = _raw_model_type(location)
+        if kind is None:
+            return ModelError(f"the config.json of '{name}' is damaged: it is no JSON object. Fetch the model again.")
         return UnsupportedModelError(
             f"the model '{name}' is of type '{kind}', which transformers {transformers.__version__} does not know."
             " Upgrade transformers, or pass trust_remote_code=True if the model brings its own code."
@@ -226,8 +228,15 @@ def _explained(name: str, location: str, error: Exception) -> Exception:
         )
     if isinstance(error, OSError):
         return ModelError(f"there is no model '{name}', neither as a folder nor on the hub: check the spelling.")
-    first = (text.strip().splitlines() or [type(error).__name__])[0]
-    return ModelError(f"the config of '{name}' cannot be read: {first}")
+    return ModelError(f"the config of '{name}' cannot be read: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of it, and what a first line that ends in a colon leads to."""
+    if isinstance(error, ZeroDivisionError):
+        return f"a number of it is 0 that is divided by ({error})."
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -238,9 +247,12 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def _raw_model_type(location: str) -> str:
+def _raw_model_type(location: str) -> str | None:
+    """As the file says it; None if that holds something else than names and values."""
     try:
         return str(json.loads((Path(location) / "config.json").read_text())["model_type"])
+    except TypeError:
+        return None
     except (OSError, ValueError, KeyError):
         return "unknown"
 

@@ -11,7 +11,7 @@ import torch
 from QEfficient.errors import UnsupportedModelError, first_line
 from QEfficient.specs import ExportSpec
 from QEfficient.transformers import attention, mixers, rotary
-from QEfficient.transformers.families import adapt
+from QEfficient.transformers.families import adapt, families_of
 from QEfficient.transformers.observe import accepts, observe
 from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
@@ -136,6 +136,18 @@ def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> 
         raise UnsupportedModelError(
             f"{name} has no layer whose attention can be cut into blocks: leave enable_blocking out."
         )
+
+
+def transform_names(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> tuple[str, ...]:
+    """What was done to the model before it is traced, in order: for the records of what a program was made from."""
+    families = [f"{family.__name__.rpartition('.')[2]}.{adapt.__name__}" for family in families_of(retained.model)]
+    asked = {
+        "mixers.install": any(plan.kind in ("conv", "recurrent") for plan in retained.plans),
+        with_copied_heads.__name__: any(plan.copies > 1 for plan in retained.plans),
+        "choose_tokens": spec.sampler is not None,
+        "blocked_attention": spec.blocking is not None,
+    }
+    return (install_seams.__name__, *families, type(retained).__name__, *(name for name, done in asked.items() if done))
 
 
 def weight_aliases(retained: torch.nn.Module) -> dict[str, tuple[str, ...]]:

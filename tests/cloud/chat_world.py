@@ -92,15 +92,25 @@ class Talk:
     """A chat over some lines, from its beginning to its end."""
 
     def __init__(self, *lines: Any, ctx_len: int = 128, config: dict[str, Any] | None = None, **given: Any) -> None:
-        self.session = EchoSession(ctx_len)
-        engine = Engine(self.session)
-        partner = Partner("echo", "null", engine, TextGenerator(engine, ByteTokenizer()))
+        self._ctx_len, self._engine = ctx_len, Engine(EchoSession(ctx_len))
+        partner = Partner("echo", "null", self._open)
         self.terminal = ScriptedTerminal(list(lines))
         self.chat = Chat(partner, Settings(config or {}, given), self.terminal, Conversation())
 
+    def _open(self) -> tuple[Engine, TextGenerator]:
+        if self._engine.lost is not None:
+            self._engine = Engine(EchoSession(self._ctx_len))
+        return self._engine, TextGenerator(self._engine, ByteTokenizer())
+
+    @property
+    def session(self) -> EchoSession:
+        """The one that is open."""
+        assert isinstance(self._engine.session, EchoSession)
+        return self._engine.session
+
     def run(self) -> Talk:
         self.chat.run()
-        assert self.chat.partner.engine.idle
+        assert self.chat.engine.idle
         return self
 
     @property

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import GEOMETRY, Cli, Home, run_words
 
+from QEfficient.devices.cloud_ai_100.sdk import ROOT_VARIABLE, SIMULATOR_VARIABLE, simulated_root
+
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
@@ -67,3 +69,14 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("QEFF_DEVICE", raising=False)
     return run_words
+
+
+@pytest.fixture
+def without_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nor cards that others use; and the warning comes again, as it does in each process."""
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "nothing"))
+    monkeypatch.setenv("QAIC_SIM_STATE", str(tmp_path / "cards.json"))
+    monkeypatch.delenv(SIMULATOR_VARIABLE, raising=False)
+    simulated_root.cache_clear()
+    yield
+    simulated_root.cache_clear()

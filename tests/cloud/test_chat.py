@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_world import BLOCK, Talk
+from chat_world import BLOCK, EchoSession, Talk
 
 from QEfficient.cloud import chat as chat_command
 from QEfficient.cloud._chat.answers import figures
 from QEfficient.cloud._chat.commands import COMMANDS
 from QEfficient.cloud._chat.conversation import Conversation, Turn, load, save
+from QEfficient.cloud._chat.loop import AFTER_A_LOSS
 from QEfficient.cloud._chat.settings import Settings, setting_names
 from QEfficient.cloud._chat.terminal import Terminal, read_message
 from QEfficient.devices import DeviceError
-from QEfficient.errors import OptionError
+from QEfficient.errors import DeviceLostError, OptionError
 from QEfficient.generation.request import RequestOutput, Timings
 
 
@@ -76,6 +77,28 @@ def test_again_that_fails_leaves_the_answer() -> None:
     talk = Talk("hello", break_it)
     talk.run()
     assert talk.said == [("hello", "HELLO")] and talk.errors == ["broken"]
+
+
+def test_what_was_said_outlives_the_device() -> None:
+    """The message that failed is not kept; the next one is answered by another session, which computes all of it."""
+
+    def lose_it() -> str:
+        def fail() -> None:
+            if talk.terminal.answers.endswith("AG"):  # in the middle of the answer
+                raise DeviceLostError("device 0 has failed.")
+
+        lost.append(talk.session)
+        talk.session.before_run = fail
+        return "again?"
+
+    lost: list[EchoSession] = []
+    talk = Talk("hello", lose_it, "and now?")
+    talk.run()
+    assert talk.said == [("hello", "HELLO"), ("and now?", "AND NOW?")]
+    assert talk.terminal.answers == "HELLO\nAG\nAND NOW?\n"
+    assert talk.errors == ["device 0 has failed."] and talk.terminal.notes[2] == AFTER_A_LOSS
+    assert talk.session is not lost[0] and talk.session.prompts == ["u:hello\na:HELLO\nu:and now?\n"]
+    assert [answer["cached_tokens"] for answer in talk.chat.answers] == [0, 0]
 
 
 def test_the_models_end_of_length_is_told() -> None:
@@ -136,7 +159,7 @@ def test_ctrl_c_ends_a_script_in_the_middle_of_an_answer() -> None:
     talk.terminal.while_saying = lambda answers: press()
     with pytest.raises(KeyboardInterrupt):
         talk.run()
-    assert talk.said == [] and talk.chat.partner.engine.idle
+    assert talk.said == [] and talk.chat.engine.idle
 
 
 # The context

@@ -39,7 +39,6 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: folder(path, {**LLAMA, "quantization_config": {"quant_method": "own"}}),
         "quantized with 'own'",
     ),
-    "an unknown name": (lambda path: "no-one/no-model", "no-one/no-model"),
 }
 
 
@@ -60,6 +59,12 @@ def test_models_that_cannot_be(cli: Cli, scratch: Path, tmp_path: Path, command:
     make, message = MODELS[model]
     prompt = ["--prompt", "x"] if command == "infer" else []
     assert message in refused(cli(command, make(tmp_path / "model"), *prompt))
+    assert leftovers(scratch) == []
+
+
+def test_a_name_that_nobody_knows(cli: Cli, scratch: Path) -> None:
+    """With one command only: where there is no network, the hub is tried for half a minute."""
+    assert "no-one/no-model" in refused(cli("infer", "no-one/no-model", "--prompt", "x"))
     assert leftovers(scratch) == []
 
 

@@ -47,7 +47,7 @@ def whole(model: Any, prompt: Any, **options: Any) -> str:
 
 def running(model: Any) -> int:
     """How many requests the model's engine has."""
-    return int(model._engine.statistics.running + model._engine.statistics.waiting)
+    return int(model._session.running.statistics.running + model._session.running.statistics.waiting)
 
 
 # The iterator
@@ -71,7 +71,7 @@ def test_the_pieces_are_the_text(model: Any, tokenizer: Any) -> None:
 def test_the_first_piece_comes_before_the_others_are_computed(model: Any) -> None:
     pieces = model.generate(TEXT, generation_len=COUNT, stream=True)
     assert next(pieces)
-    assert model._engine.statistics.generated < COUNT and running(model) == 1
+    assert model._session.running.statistics.generated < COUNT and running(model) == 1
 
 
 def test_closing_the_iterator_ends_the_request(model: Any) -> None:

@@ -58,3 +58,13 @@ def test_export_of_a_folder_for_continuous_batching(tmp_path: Path) -> None:
 def test_a_program_always_keeps_its_state() -> None:
     with pytest.raises(OptionError, match="kv=False"):
         QEfficient.export("any name", kv=False)
+
+
+def test_a_model_that_was_loaded_without_continuous_batching(tmp_path: Path) -> None:
+    """Said before the export: the compilation behind it could only fail."""
+    model = QEfficient.QEFFAutoModelForCausalLM(small_llama())
+    with pytest.raises(OptionError, match="full_batch_size 3 was asked for, but the model in model_kv"):
+        QEfficient.export("any name", model_kv=model, onnx_dir_path=str(tmp_path / "onnx"), full_batch_size=3)
+    with pytest.raises(OptionError, match="full_batch_size must be a positive whole number, not 0"):
+        QEfficient.export("any name", model_kv=small_llama(), onnx_dir_path=str(tmp_path / "onnx"), full_batch_size=0)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,22 +14,26 @@ from QEfficient.cloud._chat.conversation import Conversation, Turn
 from QEfficient.cloud._chat.prompts import Prompt, Prompts
 from QEfficient.cloud._chat.settings import Settings
 from QEfficient.cloud._chat.terminal import Terminal, interruption
-from QEfficient.errors import QEfficientError
+from QEfficient.errors import QEfficientError, SessionLostError
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.request import RequestOutput
 from QEfficient.generation.text import TextGenerator
 
 HOW_TO_LEAVE = "Ctrl-C again, Ctrl-D or /exit leaves."
+AFTER_A_LOSS = (
+    "the conversation is kept, without this message; the next one opens the program again, and computes all of it anew."
+)
 
 
 @dataclass(frozen=True)
 class Partner:
-    """The model that answers: one engine for the whole chat, so that earlier turns are not computed again."""
+    """The model that answers."""
 
     name: str
     device: str
-    engine: Engine
-    text: TextGenerator
+    open: Callable[[], tuple[Engine, TextGenerator]]
+    """Gives one engine for the whole chat, so that earlier turns are not computed again; another after its session
+    was lost."""
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Chat:
     """Figures of all answers, also of those that were taken back."""
 
     def __post_init__(self) -> None:
-        self.prompts = Prompts(self.partner.text, self.partner.engine.session.limits.ctx_len)
+        self._open()
         self._left_out = 0
         self._leaving = False
 
@@ -61,8 +66,15 @@ class Chat:
                 if not self.over:
                     self.terminal.note(HOW_TO_LEAVE)
             except (QEfficientError, UsageError) as error:
-                self.failed = True
-                self.terminal.error(error)
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failed, lost = True, isinstance(error, SessionLostError)
+        if lost:
+            self.terminal.end_line()  # a piece of the answer may stand there
+        self.terminal.error(error)
+        if lost:
+            self.terminal.note(AFTER_A_LOSS)
 
     def _take_next(self) -> None:
         typed = self.terminal.read()
@@ -84,12 +96,13 @@ class Chat:
 
     def ask(self, question: str) -> bool:
         """Answer, and remember what was said; False if nothing was."""
+        self._open()
         params = self.settings.params
         prompt = self.prompts.fitted(self.conversation, question, params.max_new_tokens)
         self._say_what_is_left_out(prompt)
-        request = self.partner.text.request(prompt.ids, params)
+        request = self._text.request(prompt.ids, params)
         with interruption() if self.terminal.interactive else nullcontext(lambda: False) as stopped:
-            output = answer(self.partner.engine, self.partner.text, request, self.terminal.say, stopped)
+            output = answer(self.engine, self._text, request, self.terminal.say, stopped)
         self.terminal.end_line()
         self._record(output)
         kept = bool(output.text) or output.finish_reason != "cancelled"
@@ -98,6 +111,10 @@ class Chat:
         else:
             self.terminal.note("stopped before the first word: the message is forgotten.")
         return kept
+
+    def _open(self) -> None:
+        self.engine, self._text = self.partner.open()
+        self.prompts = Prompts(self._text, self.engine.session.limits.ctx_len)
 
     def forget(self, conversation: Conversation) -> None:
         """Go on with another conversation."""

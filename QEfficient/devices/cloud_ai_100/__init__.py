@@ -10,11 +10,15 @@ qconfig                 qconfig.json: what a program was made from, for people
 container               programqpc.bin: what the compiler wrote, read without the SDK
 graph/                  what becomes of the graph before the compiler reads it
 compilation             all of it, one step after the other
+bound                   programs that end when we do
 qnn/                    the same by QNN's tools
+published               records of a compilation by the names that files have in the end
 faults                  what goes wrong on a card, by name
+shares                  what this process holds of the cards, and who gives way
 inference_session       buffers in, buffers out: `QAICInferenceSession`
 session                 a program as the engine sees it
-stated                  how far from float32 it computes
+stored_program          the program with the weights that a card holds, for the reference device
+stated                  how far from it a card computes
 opened                  a program known by its container alone, whoever compiled it
 written_io              the buffers of the first runs, for Qualcomm's tools
 numerics/               what the card's number formats do to a program, before there is a card
@@ -28,17 +32,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from QEfficient.devices import Accuracy, Device, Session
+from QEfficient.devices import Accuracy, Device, Session, Watch
 from QEfficient.devices.cloud_ai_100.command import OldNames
 from QEfficient.devices.cloud_ai_100.container import BINARY
 from QEfficient.devices.cloud_ai_100.opened import find_binary
 from QEfficient.devices.cloud_ai_100.options import OPTION_TYPES, READ_FILES, read_options
 from QEfficient.devices.cloud_ai_100.sdk import find_sdk, is_simulated, sdk_root
 from QEfficient.errors import DeviceError, OptionError
-from QEfficient.program import CompiledProgram, ExportedProgram
+from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec
 
-FORMAT = 3
+FORMAT = 4
 """Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
 
 
@@ -48,6 +52,7 @@ class CloudAI100(Device):
     name = "cloud_ai_100"
     options = OPTION_TYPES
     has_ids = True
+    shows_runs = True
     computes_in = "float16"
 
     def __init__(self, old_names: OldNames | None = None) -> None:
@@ -116,29 +121,48 @@ class CloudAI100(Device):
 
     def compile(self, program: ExportedProgram, spec: CompileSpec, folder: Path) -> Mapping[str, Any]:
         from QEfficient.devices.cloud_ai_100 import compilation
+        from QEfficient.devices.cloud_ai_100.published import by_final_names
         from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
         old = self._old_names
+        if old is None or old.custom_io is None:  # whose file says how the state is kept
+            self.check_graph(program.graphs["lm"].spec, spec.device_options)
         if not read_options(spec.device_options).enable_qnn:
             report = compilation.compile_program(program, spec, folder, old)
         elif old is None or old.custom_io is None:
             report = qnn_compilation.compile_program(program, spec, folder)
         else:
             raise OptionError("custom_io_file_path and enable_qnn were both given, but QNN reads another file.")
-        if old is not None:
-            _lift(folder)
-        return report
+        return by_final_names(folder, _lift(folder) if old is not None else None, report)
 
     def load(self, compiled: CompiledProgram, device_ids: Sequence[int] | None = None) -> Session:
         from QEfficient.devices.cloud_ai_100.session import CloudSession
 
-        wanted = compiled.report.get("devices")
-        if device_ids and wanted is not None and len(device_ids) != wanted:
-            raise OptionError(
-                f"{len(device_ids)} device id(s) were given ({', '.join(map(str, device_ids))}), but the program was"
-                f" compiled for {wanted}. Give as many, or compile it with num_devices={len(device_ids)}."
-            )
+        _check_ids(device_ids, compiled.report.get("devices"))
         return CloudSession(compiled, device_ids)
+
+    def load_watched(self, compiled: CompiledProgram, device_ids: Sequence[int] | None, watch: Watch) -> Session:
+        from QEfficient.devices.cloud_ai_100.session import CloudSession
+        from QEfficient.devices.cloud_ai_100.written_io import opener
+
+        _check_ids(device_ids, compiled.report.get("devices"))
+        return CloudSession(compiled, device_ids, opener(watch.folder, watch.debug))
+
+    def check_ids(self, own: Mapping[str, Any], device_ids: Sequence[int]) -> None:
+        from QEfficient.devices.cloud_ai_100.partitions import devices_of
+
+        _check_ids(device_ids, devices_of(read_options(own)), "with these options the program is compiled")
+
+    def check_graph(self, graph: GraphSpec, own: Mapping[str, Any]) -> None:
+        from QEfficient.devices.cloud_ai_100.custom_io import check_blocks
+
+        if own.get("mxint8_kv_cache"):
+            check_blocks(graph)
+
+    def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
+        from QEfficient.devices.cloud_ai_100.stored_program import with_stored_weights
+
+        return with_stored_weights(compiled, folder)
 
     def accuracy(self, compiled: CompiledProgram) -> Accuracy:
         from QEfficient.devices.cloud_ai_100.stated import accuracy_of
@@ -146,13 +170,24 @@ class CloudAI100(Device):
         return accuracy_of(compiled)
 
 
-def _lift(folder: Path) -> None:
-    """Put the compiled program itself into `folder`."""
+def _check_ids(device_ids: Sequence[int] | None, wanted: int | None, what: str = "the program was compiled") -> None:
+    """Each device once, and as many as a program is compiled for: None where nobody knows."""
+    ids = list(device_ids or ())
+    named = f"{len(ids)} device id(s) were given ({', '.join(map(str, ids))})"
+    if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
+        raise OptionError(f"{named}: cards have numbers from 0 on, and each can be named once.")
+    if ids and wanted is not None and len(ids) != wanted:
+        raise OptionError(f"{named}, but {what} for {wanted}. Give as many, or compile it with num_devices={len(ids)}.")
+
+
+def _lift(folder: Path) -> Path:
+    """Put the compiled program itself into `folder`; returns where it was."""
     binary = find_binary(folder)
     assert binary is not None, "the compiler's result was checked"
     for path in binary.iterdir():
         path.rename(folder / path.name)
     binary.rmdir()
+    return binary
 
 
 def _digest(path: Path) -> str:

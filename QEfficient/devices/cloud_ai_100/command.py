@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from QEfficient.devices.cloud_ai_100 import custom_io, partitions, specializations_file
@@ -48,6 +48,11 @@ class Files:
         """Under the names that the old `compile` function gave them."""
         slices = folder / "mdp_ts_config.json"
         return cls(onnx, folder / specializations_file.FILE, folder / "qpcs", custom_io, slices)
+
+    def with_pipeline(self, options: CompilerOptions) -> Files:
+        """With the file of partitions beside the others: one for all compilations would be overwritten by the next."""
+        name = partitions.pipeline_file(options.num_devices, options.mdp_num_partitions)
+        return replace(self, pipeline=self.specializations.with_name(name))
 
 
 @dataclass(frozen=True)

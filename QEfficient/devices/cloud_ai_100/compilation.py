@@ -11,18 +11,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from QEfficient.devices.cloud_ai_100 import custom_io, partitions, qconfig
+from QEfficient.devices.cloud_ai_100.bound import bound
 from QEfficient.devices.cloud_ai_100.command import Compilation, Files, OldNames, command, legacy_command
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
-from QEfficient.devices.cloud_ai_100.graph import layer_nodes
+from QEfficient.devices.cloud_ai_100.graph import layer_nodes, prepared
 from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
@@ -38,6 +41,10 @@ EXPORT_RECORD = "hashed_export_params.json"
 SIMULATOR_SAYS = "qaic simulator"
 LAST_LINES = 12
 QUERY_SECONDS = 60
+WARNING = re.compile(r"(?:^|[\s\[])warning[:\]]", re.IGNORECASE)
+"""`Warning: …`, `[warning] …`, `tool: WARNING: …`: how the compilers' lines begin is not documented."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,10 @@ def compile_program(
             onnx = layer_nodes.with_names(onnx, Path(scratch))
         asked = _put_together(program, spec, compiler, onnx, folder)
         arguments = (legacy_command if old_names else command)(asked.compilation)
-        said = run_compiler(arguments, folder)
+        said = run_compiler(arguments, folder, Path(scratch))
     check_result(asked.compilation.files.binary, asked.graph, asked.entries, said)
     write_qconfig(program, spec, compiler, folder)
+    tell_warnings(said)
     return {
         "sdk": sdk.version,
         "hardware": hardware,
@@ -124,20 +132,21 @@ def _put_together(program: ExportedProgram, spec: CompileSpec, compiler: Compile
     if files.slices is not None and options.slices_tensors:
         files.slices.write_text(partitions.slices_text(options.num_devices, options.num_cores), encoding="utf-8")
     if options.is_pipeline:
-        files = _write_pipeline(files, options, graph, folder)
+        files = files.with_pipeline(options)
+        _write_pipeline(files, options, graph)
     as_functions = bool(_export_record(program)["spec"]["subfunctions"])
     compilation = Compilation(sdk, files, options, compiler.hardware, program.dtype, bool(graph.states), as_functions)
     return _Asked(compilation, graph, entries)
 
 
-def _write_pipeline(files: Files, options: CompilerOptions, graph: GraphSpec, folder: Path) -> Files:
-    """Write which devices take which nodes; the files with that one among them."""
+def _write_pipeline(files: Files, options: CompilerOptions, graph: GraphSpec) -> None:
+    """Write which devices take which nodes."""
     lists = layer_nodes.node_lists(files.onnx, graph, options.mdp_num_partitions)
     if options.mdp_strategy == "intersection":
         lists = partitions.only_known(lists, Path(str(options.mdp_compiler_dump_path)))
-    path = folder / partitions.pipeline_file(options.num_devices, options.mdp_num_partitions)
-    path.write_text(partitions.pipeline_text(lists, options.num_devices, options.num_cores), encoding="utf-8")
-    return replace(files, pipeline=path)
+    assert files.pipeline is not None, "it was asked for"
+    text = partitions.pipeline_text(lists, options.num_devices, options.num_cores)
+    files.pipeline.write_text(text, encoding="utf-8")
 
 
 def _devices(compilation: Compilation) -> int:
@@ -146,22 +155,23 @@ def _devices(compilation: Compilation) -> int:
     return partitions.devices_in(path) if path else 1
 
 
-def run_compiler(arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Run it to its end; everything that it says is kept in `folder`, behind what was said before. Raises
-    `DeviceError` if it fails."""
-    with TemporaryDirectory(prefix="qefficient-compiler-") as scratch:
-        try:
-            done = subprocess.run(
-                arguments,
-                cwd=scratch,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-            )
-        except OSError as error:
-            raise DeviceError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
+def run_compiler(
+    arguments: Sequence[str], folder: Path, workplace: Path, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run it to its end, in `workplace`; everything that it says is kept in `folder`, behind what was said before.
+    Raises `DeviceError` if it fails."""
+    try:
+        done = subprocess.run(
+            bound(arguments),
+            cwd=workplace,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise DeviceError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
     said = f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
     with (folder / LOG).open("a", encoding="utf-8") as log:
         log.write(said)
@@ -169,6 +179,15 @@ def run_compiler(arguments: Sequence[str], folder: Path, environment: Mapping[st
         last, tool = last_lines(done.stderr or done.stdout), Path(arguments[0]).name
         raise DeviceError(f"{tool} ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}")
     return said
+
+
+def tell_warnings(said: str) -> None:
+    """Show the user what the compiler warned about: once each, in one warning of ours."""
+    found = list(dict.fromkeys(line.strip() for line in said.splitlines() if WARNING.search(line)))
+    if found:
+        more = [f"… and {len(found) - LAST_LINES} more"] if len(found) > LAST_LINES else []
+        listed = "".join(f"\n  {line}" for line in [*found[:LAST_LINES], *more])
+        logger.warning("the compiler warns (all that it said is in %s beside the program):%s", LOG, listed)
 
 
 def last_lines(said: str) -> str:
@@ -230,7 +249,10 @@ def write_qconfig(
     program: ExportedProgram, spec: CompileSpec, compiler: Compiler, folder: Path, qnn: Mapping[str, Any] | None = None
 ) -> None:
     """Write down what the compiled program was made from; `qnn` where QNN's tools compiled."""
-    origin = qconfig.Origin(str(program.onnx_path(ROLE)))
+    done = program.report.get("transforms", {})
+    named = [layer_nodes.with_names.__name__] if compiler.options.names_nodes and qnn is None else []
+    graph = [*done.get("graph", ()), *prepared.TRANSFORMS, *named]
+    origin = qconfig.Origin(str(program.onnx_path(ROLE)), done.get("model", ()), graph)
     asked = qconfig.compiler_config(spec, compiler.options)
     content = qconfig.qconfig(_model_config(program), origin, asked, compiler.sdk, qnn)
     (folder / qconfig.FILE).write_text(json.dumps(content, indent=4), encoding="utf-8")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from QEfficient.errors import OptionError
 from QEfficient.program import GraphSpec, StateSpec
 
 FILE = "custom_io.yaml"
 BLOCK_FLOAT = "mxint8"
 CACHE = ("key", "value")
 """Kinds of state that `mxint8_kv_cache` is about; other states are sums over time, where errors add up."""
+BLOCK = 32
+"""Numbers that share an exponent in such a state: its last dimension is a multiple."""
 WHOLE_NUMBERS = ("int64", "int32", "bool")
 
 
@@ -23,6 +26,18 @@ def custom_io_text(graph: GraphSpec, dtype: str, mxint8: bool = False) -> str | 
     if all(precision == "bfloat16" for _, precision in precisions):
         return None
     return "".join(_entries(state, precision) for state, precision in precisions)
+
+
+def check_blocks(graph: GraphSpec) -> None:
+    """Refuse keys and values that cannot be kept in blocks."""
+    for state in graph.states:
+        width = state.tensor.shape[-1]
+        kept = _is_float(state) and _precision(state, "", mxint8=True) == BLOCK_FLOAT
+        if kept and isinstance(width, int) and width % BLOCK:
+            raise OptionError(
+                f"mxint8_kv_cache keeps numbers in blocks of {BLOCK}, but {state.input.name} of this model has {width}"
+                " for each head and token, which are no whole blocks. Leave mxint8_kv_cache out."
+            )
 
 
 def _is_float(state: StateSpec) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
 from QEfficient.devices.cloud_ai_100.sdk import query_tool
+from QEfficient.devices.cloud_ai_100.shares import held_here
 from QEfficient.errors import (
     ArtifactError,
     CoresTakenError,
@@ -114,8 +115,8 @@ def _lost(placement: Placement, reason: str) -> DeviceLostError | None:
 def _out_of_memory(placement: Placement) -> DeviceMemoryError:
     return DeviceMemoryError(
         f"the program in {placement.program} does not fit into the memory of {placement.where}"
-        f"{_left(placement, 'Dram')}. End other programs there, choose another device, or compile for less:"
-        " mxfp6_matmul, mxint8_kv_cache, a smaller ctx_len, more devices (num_devices)."
+        f"{_left(placement, 'Dram')}. {_others(placement)}. Choose another device, or compile for less: mxfp6_matmul,"
+        " mxint8_kv_cache, a smaller ctx_len, more devices (num_devices)."
     )
 
 
@@ -123,8 +124,19 @@ def _out_of_cores(placement: Placement) -> CoresTakenError:
     needed = _cores_needed(placement)
     return CoresTakenError(
         f"the program in {placement.program} needs {needed or 'more'} cores, but {placement.where} has not as many left"
-        f"{_left(placement, 'Nsp')}: other programs hold them. End those, choose another device, or compile with"
-        f" fewer num_cores. `{query_tool()} -q` shows what is free."
+        f"{_left(placement, 'Nsp')}. {_others(placement)}. Choose another device, or compile with fewer num_cores."
+        f" `{query_tool()} -q` shows what is free."
+    )
+
+
+def _others(placement: Placement) -> str:
+    """Who is to make room, and how."""
+    own = ", ".join(map(str, held_here(placement.devices)))
+    if not own:
+        return "Other programs hold the rest: end those"
+    return (
+        f"Sessions of this process hold some, with answers open, or opened by hand, for {own}: close the iterators of"
+        " those answers, `unload()` those sessions"
     )
 
 

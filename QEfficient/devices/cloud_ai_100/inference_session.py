@@ -18,6 +18,7 @@ import numpy as np
 from QEfficient.devices.cloud_ai_100 import faults
 from QEfficient.devices.cloud_ai_100.container import BINARY, FILE
 from QEfficient.devices.cloud_ai_100.sdk import sdk_root
+from QEfficient.devices.cloud_ai_100.shares import Share
 from QEfficient.errors import SessionLostError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ NUMPY_TYPES = {
     "INT64_I_TYPE": np.int64,
     "INT8_TYPE": np.int8,
 }
+WHOLE_KINDS = frozenset("iub")
+"""Of numpy's: types with the same bytes for the numbers that both have."""
 INTERNAL, PUBLIC = "_InternalRetainedState", "_RetainedState"
 
 Array = np.ndarray
@@ -66,7 +69,7 @@ class QAICInferenceSession:
     Errors are of the kinds that scripts expect: `RuntimeError` while a program is brought onto a device, `MemoryError`
     for buffers and for what is refused before a run, `ValueError` for a run that fails. Where it is known what is the
     matter with the device, their cause says so by name (`QEfficient.errors`). A device that fails, or does not end in
-    time, is given up: the session is inactive then, and its state gone.
+    time, is given up: the session is inactive then, and its state gone. An interrupt waits for the run that it came in.
     """
 
     def __init__(
@@ -83,21 +86,30 @@ class QAICInferenceSession:
         self._runtime, self._messages = load_runtime()
         self._types = _numpy_types(self._messages)
         ids = list(device_ids or [])
+        self._ids = ids
         self._placement = faults.Placement(folder, tuple(ids or [0]), data_path_timeout_ms)
+        self.share = Share(folder, tuple(ids))
         self._context = self._runtime.Context(self._runtime.QIDList(ids)) if ids else self._runtime.Context()
         self._queue = self._runtime.Queue(self._context, ids[0] if ids else 0)
         if enable_debug_logs:
             self._check(self._context.setLogLevel(self._runtime.QLogLevel.QL_DEBUG), "set the level of the log")
-        qpc = self._runtime.Qpc(str(folder))
-        self._describe(qpc)
-        self.program = self._program(qpc, ids, data_path_timeout_ms)
-        self._check_opened(self.program.load(), "load the program")
+        self._qpc: Any = self._runtime.Qpc(str(folder))
+        self._describe(self._qpc)
+        self.program: Any = None
         self.execObj: Any = None
-        self._active = False
+        self._active = self._in_flight = False
         self.qbuffers = [self._runtime.QBuffer(bytes(binding.size)) for binding in self.bindings]
         self._shapes: list[Shape] = [self._shape(binding.type, binding.dims) for binding in self.bindings]
         if activate:
             self.activate()
+        else:
+            self.share.take(self._load)
+            self.share.held = True
+
+    @property
+    def active(self) -> bool:
+        """Whether it has the device's cores."""
+        return self._active
 
     @property
     def input_names(self) -> list[str]:
@@ -113,16 +125,30 @@ class QAICInferenceSession:
         return {binding.name: self._types[binding.type] for binding in self.bindings}
 
     def activate(self) -> None:
-        """Take the device's cores; nothing happens if they are taken already."""
-        if self._active:
-            return
+        """Take the device's cores; nothing happens if they are taken already. Idle sessions of this process that come
+        back by themselves make room, if need be."""
+        if not self._active:
+            self.share.held = False  # an error is to say who else holds something
+            self.share.take(self._open)
+            self._active = self.share.held = True
+
+    def _open(self) -> None:
         try:
+            self._load()
             self._take_cores()
-        except BaseException:
+        except BaseException:  # what was taken of a device must not stay with who cannot use it
             self.execObj = None
-            self.program.deactivate()  # what was taken of a device must not stay with who cannot use it
+            if self.program is not None:
+                self.program.deactivate()
+            self._forget_program()
             raise
-        self._active = True
+
+    def _load(self) -> None:
+        if self.program is None:
+            program = self._program(self._qpc or self._runtime.Qpc(str(self._placement.program)))
+            self._check_opened(program.load(), "load the program")
+            self.program = program
+            self._qpc = None  # read again if need be: it may hold all of the file
 
     def _take_cores(self) -> None:
         status = self.program.activate()
@@ -141,8 +167,19 @@ class QAICInferenceSession:
         self._active = False
         self._check(self.program.deactivate(), "deactivate the program")
 
+    def unload(self) -> None:
+        """Give the device's memory back too; `activate` brings the program there again. Idempotent."""
+        try:
+            self.deactivate()
+        finally:
+            self._forget_program()
+
+    def _forget_program(self) -> None:
+        """The runtime takes the memory back when nobody refers to the program."""
+        self.program, self.share.held = None, False
+
     def set_buffers(self, buffers: Mapping[str, Array]) -> None:
-        """Say what inputs hold, and how large outputs will be."""
+        """Say what inputs hold, and how large outputs will be. Numbers of another type are refused, not converted."""
         for name, array in buffers.items():
             if name not in self.binding_index_map:
                 warnings.warn(f"the program has no buffer '{name}': it is left out.", stacklevel=2)
@@ -157,22 +194,57 @@ class QAICInferenceSession:
         """Run once; the outputs that were not skipped, as views that cannot be written."""
         if not self._active:
             self.activate()
+        self.share.touch()
         self.set_buffers(inputs)
+        try:
+            return self._outputs(self._computed())
+        except (MemoryError, ValueError):  # a status that is told as the error that scripts know
+            raise
+        except BaseException as interrupt:
+            # Its frames may hold the runtime's objects, which give nothing back as long as somebody holds them.
+            interrupt.__traceback__ = None
+            self._settle()
+            raise interrupt.with_traceback(None) from None
+
+    def _computed(self) -> Sequence[Any]:
         dims = self._runtime.BufferDimensionsVecRef(self._shapes)
         status = self.execObj.setData(self.qbuffers, dims)
         if status != self._success:
-            refused = "the runtime refused the buffers (setData): a buffer has another size than its shape."
+            refused = self._with_shapes("the runtime refused the buffers (setData).")
             raise self._failure(status, MemoryError(refused))
+        self._in_flight = True
         status = self._enqueue()
         if status != self._success:
+            self._in_flight = False
             raise self._failure(status, MemoryError(f"the runtime did not take the run (enqueue): status {status}."))
         status = self.execObj.waitForCompletion()
+        self._in_flight = False
         if status != self._success:
-            raise self._failure(status, ValueError(self._why(status)))
+            raise self._failure(status, ValueError(self._with_shapes(f"the run failed with status {status}.")))
         status, out = self.execObj.getData()
         if status != self._success:
             raise self._failure(status, MemoryError("the runtime did not give the outputs (getData)."))
-        return self._outputs(out)
+        found: Sequence[Any] = out
+        return found
+
+    def _settle(self) -> None:
+        """Wait for a run that an interrupt left behind, as long as the runtime lets it last: until then nothing can be
+        done with the program. Whoever interrupts that too gives the session up."""
+        if not self._in_flight:
+            return
+        self._in_flight = False
+        try:
+            status = self.execObj.waitForCompletion()
+        except BaseException as interrupt:
+            interrupt.__traceback__ = None
+            self._give_up()
+            raise interrupt.with_traceback(None) from None
+        if status != self._success:
+            self._failure(status, ValueError())
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(RuntimeError):  # a device that failed may refuse that too
+            self.unload()
 
     def _enqueue(self) -> Any:
         """The status of submitting a run, which is tried again as long as the runtime says so."""
@@ -190,8 +262,7 @@ class QAICInferenceSession:
         if fault is None:
             return otherwise
         if isinstance(fault, SessionLostError):
-            with contextlib.suppress(RuntimeError):  # a device that failed may refuse that too
-                self.deactivate()
+            self._give_up()
         raised = type(otherwise)(str(fault))
         raised.__cause__ = fault
         return raised
@@ -210,9 +281,22 @@ class QAICInferenceSession:
         return found
 
     def _set(self, index: int, array: Array) -> None:
+        if array.size:
+            self._check_type(self.bindings[index], array.dtype)
         shape = array.shape or (1,)
         self.qbuffers[index] = self._runtime.QBuffer(array.tobytes())
         self._shapes[index] = (array.itemsize, shape)
+
+    def _check_type(self, binding: Any, found: np.dtype) -> None:
+        """Refuse numbers of another type: the runtime takes bytes, and the program would read others from them."""
+        wanted, is_input = np.dtype(self._types[binding.type]), binding.dir == self._messages.BUFFER_IO_TYPE_INPUT
+        whole_numbers = {found.kind, wanted.kind} <= WHOLE_KINDS and found.isnative
+        readable = found == wanted or whole_numbers or not is_input  # of an output only the size counts
+        if found.itemsize != wanted.itemsize or not readable:
+            raise MemoryError(
+                f"the {'input' if is_input else 'output'} '{binding.name}' was given as {found}, but it is {wanted} in"
+                f" the program. Give an array of that type: .astype(np.{wanted})."
+            )
 
     def _describe(self, qpc: Any) -> None:
         status, data = qpc.getIoDescriptor()
@@ -225,9 +309,9 @@ class QAICInferenceSession:
             [self._shape(shape.type, shape.dims) for shape in allowed.shapes] for allowed in description.allowed_shapes
         ]
 
-    def _program(self, qpc: Any, ids: list[int], timeout: int) -> Any:
-        properties = self._runtime.QAicProgramProperties()
-        properties.dataPathTimeoutMs = timeout
+    def _program(self, qpc: Any) -> Any:
+        ids, properties = self._ids, self._runtime.QAicProgramProperties()
+        properties.dataPathTimeoutMs = self._placement.timeout_ms
         if len(ids) > 1:
             properties.devMapping = ":".join(map(str, ids))
             return self._runtime.Program(self._context, None, qpc, properties)
@@ -250,10 +334,10 @@ class QAICInferenceSession:
         if status != self._success:
             raise RuntimeError(f"the runtime could not {what}: status {status}.")
 
-    def _why(self, status: Any) -> str:
+    def _with_shapes(self, said: str) -> str:
         """The runtime says a number only: what was passed, and what would have been taken."""
         passed = {b.name: list(self._shapes[b.index][1]) for b in self.bindings if 0 not in self._shapes[b.index][1]}
-        lines = [f"the run failed with status {status}.", f"passed: {passed}"]
+        lines = [said, f"passed: {passed}"]
         for number, allowed in enumerate(self.allowed_shapes):
             listed = {b.name: list(allowed[b.index][1]) for b in self.bindings if b.name in passed}
             lines.append(f"allowed ({number}): {listed}")

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from QEfficient.devices.cloud_ai_100.container import BINARY, FILE, Description, Tensor, read_description
+from QEfficient.devices.cloud_ai_100.partitions import WRITTEN, devices_in
 from QEfficient.devices.cloud_ai_100.sdk import is_simulated, sdk_root
 from QEfficient.errors import ArtifactError, DeviceError, OptionError
 from QEfficient.program import (
     COMPUTE_CONTEXT,
     KEPT_LOGITS,
+    MANIFEST,
     MARKED_PRESENCE,
     MARKED_REPETITION,
     CompiledProgram,
@@ -24,6 +27,8 @@ from QEfficient.program import (
     ModelFacts,
     StateSpec,
     TensorSpec,
+    compiled_folder,
+    load_compiled,
     retained,
     state_name,
 )
@@ -75,7 +80,19 @@ def open_program(path: str | Path, ctx_len: int | None = None) -> CompiledProgra
     name = str(folder)
     facts = ModelFacts(name, "", "", "causal-lm", vocabulary, source=name)
     program = ExportedProgram(folder, {ROLE: Graph("", graph)}, facts, "float16", "")
-    return CompiledProgram(folder, DEVICE_NAME, spec, program, "", {"simulated": is_simulated(sdk_root())})
+    report = {"simulated": is_simulated(sdk_root()), **_devices(folder)}
+    return CompiledProgram(folder, DEVICE_NAME, spec, program, "", report)
+
+
+def _devices(folder: Path) -> dict[str, int]:
+    """For how many it was compiled, as far as what was written beside it says: the program itself does not."""
+    beside = compiled_folder(folder)
+    if (beside / MANIFEST).is_file():
+        return {"devices": load_compiled(beside).report.get("devices", 1)}
+    for path in (path for pattern in WRITTEN for path in folder.parent.glob(pattern)):
+        with suppress(OptionError):
+            return {"devices": devices_in(path)}
+    return {}
 
 
 def _graph(description: Description) -> GraphSpec:

@@ -5,6 +5,7 @@ A name is the compiler's own with underscores for dashes. What is not listed her
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from QEfficient.errors import OptionError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-Value = bool | int | float | str | tuple[str, ...]
+Value = bool | int | float | str | tuple[str, ...] | tuple[int, ...]
 Kind = Callable[[str, Any], Value]
 """Takes an option's name and value; gives the value in its one form, or refuses it."""
 
@@ -46,7 +47,7 @@ def _flag_or_text(name: str, value: Any) -> bool | str:
     return value if isinstance(value, bool) else _text(name, value)
 
 
-def _whole(lowest: int, highest: int | None = None) -> Kind:
+def _whole(lowest: int, highest: int | None = None) -> Callable[[str, Any], int]:
     expected = f"a whole number of at least {lowest}"
     if highest is not None:
         expected = f"a whole number from {lowest} to {highest}"
@@ -98,9 +99,9 @@ def _texts(most: int | None = None) -> Kind:
 def _wholes(lowest: int, highest: int) -> Kind:
     one = _whole(lowest, highest)
 
-    def check(name: str, value: Any) -> tuple[str, ...]:
+    def check(name: str, value: Any) -> tuple[int, ...]:
         parts = (int(p) if isinstance(p, str) and p.isdecimal() else p for p in _parts(name, value))
-        return tuple(str(one(name, part)) for part in parts)
+        return tuple(one(name, part) for part in parts)
 
     return check
 
@@ -297,7 +298,7 @@ def read_options(given: Mapping[str, Any]) -> CompilerOptions:
         if name in fields or name in passed:
             raise OptionError(f"option '{name}' is given twice, with dashes and with underscores. Leave one out.")
         if name == DROPPED:
-            logger.warning("option '%s' has no effect: programs are always compiled only. Leave it out.", DROPPED)
+            _say_dropped()
         elif name == EXTRA:
             fields[name] = _extra_arguments(value)
         elif name in CONSUMED:
@@ -309,6 +310,12 @@ def read_options(given: Mapping[str, Any]) -> CompilerOptions:
     return CompilerOptions(**fields, passed=tuple(passed.items()))
 
 
+@functools.cache
+def _say_dropped() -> None:
+    """Once: options are read at several places on the way to one program."""
+    logger.warning("option '%s' has no effect: programs are always compiled only. Leave it out.", DROPPED)
+
+
 def render(options: Sequence[tuple[str, Value]]) -> list[str]:
     """The arguments for options that the compiler is told as they are."""
     return [_argument(name, value) for name, value in options if value is not False]
@@ -318,7 +325,7 @@ def _argument(name: str, value: Value) -> str:
     flag = "-" + name.replace("_", "-")
     if value is True:
         return flag
-    return f"{flag}={','.join(value) if isinstance(value, tuple) else value}"
+    return f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _kind(name: str) -> Kind:
@@ -361,9 +368,15 @@ def _check_cores(given: Mapping[str, Any]) -> None:
             f"aic_num_of_instances {instances} with num_cores {cores} needs {cores * instances} cores, but a device has"
             f" {CORES}. Lower one of them."
         )
-    for share in given.get("mos", ()):
-        if int(share) > cores:
+    shares, clusters = given.get("mos", ()), given.get("sdp_cluster_sizes", ())
+    for share in shares:
+        if share > cores:
             raise OptionError(f"mos {share} is larger than num_cores {cores}. Lower the one or raise the other.")
+    if len(shares) > 1 and len(shares) != len(clusters):
+        raise OptionError(
+            f"mos has {len(shares)} numbers, one for each cluster of cores, but sdp_cluster_sizes has {len(clusters)}."
+            " Give as many sizes as numbers, or one number."
+        )
 
 
 def _check_devices(given: Mapping[str, Any]) -> None:

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES
+from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES, CompilerOptions
 from QEfficient.errors import OptionError
 
 CONNECTION_TYPE = "p2p"
+
+
+WRITTEN = ("mdp_ts_*.json", "mdp_disagg_*.json")
+"""Files of the names below, and of the old `compile` function's."""
 
 
 def slices_file(devices: int) -> str:
@@ -72,6 +76,15 @@ def check_file(path: Path, cores: int) -> None:
     if given != [cores]:
         listed = " and ".join(map(str, given))
         raise OptionError(f"{path} gives {listed} cores to a device, but num_cores is {cores}. Make them one number.")
+
+
+def devices_of(options: CompilerOptions) -> int:
+    """On how many devices a program runs that is compiled with these options."""
+    if options.mdp_load_partition_config:
+        return devices_in(Path(options.mdp_load_partition_config))
+    if options.is_pipeline:
+        return options.num_devices // options.mdp_num_partitions * options.mdp_num_partitions
+    return options.num_devices if options.slices_tensors else 1
 
 
 def devices_in(path: Path) -> int:

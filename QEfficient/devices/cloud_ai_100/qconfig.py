@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100.options import CompilerOptions
+from QEfficient.devices.cloud_ai_100.options import CompilerOptions, Value
 from QEfficient.devices.cloud_ai_100.sdk import Sdk
 from QEfficient.specs import CompileSpec
 
@@ -19,7 +19,9 @@ class Origin:
 
     onnx_path: str
     pytorch_transforms: Sequence[str] = ()
+    """What was done to the model before it was traced, in order."""
     onnx_transforms: Sequence[str] = ()
+    """What was done to the graph before the compiler read it: by the export, then by the compilation."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further facts about the export, by name."""
 
@@ -27,9 +29,17 @@ class Origin:
 def compiler_config(spec: CompileSpec, options: CompilerOptions) -> dict[str, Any]:
     """Everything that the compilation was asked for: the geometry, then the options."""
     geometry = {name: value for name, value in asdict(spec).items() if name != "device_options"}
+    geometry["specializations"] = geometry.pop("verbatim")  # as `compile` is told
     own = {name: value for name, value in asdict(options).items() if name != "passed"}
-    passed = {name: list(value) if isinstance(value, tuple) else value for name, value in options.passed}
+    passed = {name: _shown(value) for name, value in options.passed}
     return {**geometry, **own, "extra_compiler_args": list(options.extra_compiler_args), **passed}
+
+
+def _shown(value: Value) -> Any:
+    """As it is given to `compile`: a number where that is all, else a list."""
+    if not isinstance(value, tuple):
+        return value
+    return value[0] if len(value) == 1 and isinstance(value[0], int) else list(value)
 
 
 def qconfig(

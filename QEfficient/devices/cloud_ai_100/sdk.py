@@ -23,6 +23,8 @@ ROOT_VARIABLE = "QEFF_QAIC_ROOT"
 SIMULATOR_VARIABLE = "QEFF_QAIC_SIMULATOR"
 """1, or the version of the SDK that is to be simulated."""
 SIMULATOR, SIMULATED_VERSION = "qaic_simulator", "1.22"
+SIMULATED_VERSIONS = ("1.21", SIMULATED_VERSION)
+"""What it can stand in for. It is asked for by its name alone, so that neither needs the other to be installed."""
 SIMULATOR_MARK = "SIMULATED"
 """The file that says so, in the root of a simulated SDK."""
 DEFAULT_ROOT = Path("/opt/qti-aic")
@@ -100,10 +102,10 @@ def simulated_root(version: str, qnn: bool = False) -> Path:
         raise DeviceError(
             f"the simulator was asked for, but {SIMULATOR} is not installed: pip install 'qefficient[simulator]'."
         )
-    if not re.fullmatch(r"\d+\.\d+", version):
+    if version not in SIMULATED_VERSIONS:
+        known = " or ".join(SIMULATED_VERSIONS)
         raise DeviceError(
-            f"{SIMULATOR_VARIABLE} is '{version}': give 1, or the version of the SDK to simulate, such as"
-            f" {SIMULATED_VERSION}."
+            f"{SIMULATOR_VARIABLE} is '{version}': give 1, or the version of the SDK to simulate, {known}."
         )
     root = ArtifactStore().root / f"{SIMULATOR}-{'qnn-' if qnn else ''}{version}-{_simulator_digest()}"
     if not is_simulated(root):

@@ -32,14 +32,35 @@ class _Named:
 
 def specializations_text(entries: Iterable[Entry], sdk: Sdk, module: str | None = None) -> str:
     """The text of the file. `module` names the entries that have no name of their own."""
-    named = _unique([_named(entry, index, module) for index, entry in enumerate(entries)])
-    if not named:
-        raise OptionError("the list of specializations is empty; a program needs at least one.")
+    named = _all_named(entries, module)
     if sdk.reads_named_specializations:
         listed: list[Mapping[str, Any]] = [{"name": entry.name, "symbols": entry.symbols} for entry in named]
     else:
         listed = [entry.symbols for entry in named]
     return json.dumps({"specializations": listed}, indent=4)
+
+
+def read_specializations(given: Any) -> tuple[Specialization, ...]:
+    """A user's list, in one of the forms that the file has; every size is a positive whole number, or its text."""
+    if not isinstance(given, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in given):
+        raise OptionError(f"specializations must be a list of mappings from symbols to sizes, not {given!r}.")
+    return tuple(
+        Specialization(entry.name, {symbol: _size(entry.name, symbol, text) for symbol, text in entry.symbols.items()})
+        for entry in _all_named(given)
+    )
+
+
+def _size(name: str, symbol: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise OptionError(f"specialization '{name}' has {symbol} = {text!r}, which is no positive whole number.")
+    return int(text)
+
+
+def _all_named(entries: Iterable[Entry], module: str | None = None) -> list[_Named]:
+    named = _unique([_named(entry, index, module) for index, entry in enumerate(entries)])
+    if not named:
+        raise OptionError("the list of specializations is empty; a program needs at least one.")
+    return named
 
 
 def _named(entry: Entry, index: int, module: str | None) -> _Named:

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from QEfficient.devices.cloud_ai_100.inference_session import QAICInferenceSessi
 
 FILE = "aic_batch_io.json"
 PREFILL, DECODE = "prefill", "decode"
+
+
+def opener(folder: str | Path | None, debug: bool) -> Callable[..., QAICInferenceSession]:
+    """What opens a session that writes into `folder`, if there is one, and has the runtime log with `debug`."""
+    if folder is not None:
+        return partial(WritingInferenceSession, folder, debug=debug)
+    return partial(QAICInferenceSession, enable_debug_logs=debug)
 
 
 class WritingInferenceSession(QAICInferenceSession):

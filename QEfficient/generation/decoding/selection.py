@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,16 +75,6 @@ def close_decoding(choice: DecodingChoice, decoding: Decoding) -> None:
     """Close the session that was opened for a draft model; objects that were given stay as they are."""
     if choice.draft is not None and isinstance(decoding, DraftModel):
         decoding.close()
-
-
-@contextmanager
-def opened_decoding(choice: DecodingChoice, compiled: CompiledProgram, limits: Limits) -> Iterator[Decoding]:
-    """As `make_decoding`, for a while."""
-    decoding = make_decoding(choice, compiled, limits)
-    try:
-        yield decoding
-    finally:
-        close_decoding(choice, decoding)
 
 
 def why_not_ahead(limits: Limits) -> str:

@@ -22,6 +22,11 @@ def _families() -> list[ModuleType]:
 
 def adapt(model: Any) -> Replay | None:
     """Let the family of this model, if it has one, change what it must. Composite models are asked part by part."""
-    types = {getattr(module.config, "model_type", None) for module in model.modules() if hasattr(module, "config")}
-    asked = [family.adapt(model) for family in _families() if types & set(family.MODEL_TYPES)]
+    asked = [family.adapt(model) for family in families_of(model)]
     return next((replay for replay in asked if replay is not None), None)
+
+
+def families_of(model: Any) -> list[ModuleType]:
+    """The files that a model, or one of its parts, is of."""
+    types = {getattr(module.config, "model_type", None) for module in model.modules() if hasattr(module, "config")}
+    return [family for family in _families() if types & set(family.MODEL_TYPES)]

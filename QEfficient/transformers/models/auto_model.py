@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from QEfficient.artifacts import ArtifactStore
-from QEfficient.devices import Device, EncoderSession, Session
+from QEfficient.devices import Device, EncoderSession
+from QEfficient.generation.opened import OpenedProgram
 from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram, ModelFacts, load_exported
 from QEfficient.transformers.loading import ModelSource
 
 Compiled = TypeVar("Compiled", CompiledProgram, CompiledEncoder)
-Loaded = TypeVar("Loaded", Session, EncoderSession)
+Loaded = TypeVar("Loaded", OpenedProgram, EncoderSession)
 
 
 class AutoModel(ABC, Generic[Compiled, Loaded]):
-    """A model on its way from the checkpoint to a session."""
+    """A model on its way from the checkpoint to a session, or to what opens one."""
 
     def __init__(self, source: ModelSource, facts: ModelFacts) -> None:
         self._source, self._facts = source, facts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from QEfficient.devices import Device
 from QEfficient.errors import OptionError, did_you_mean
-from QEfficient.specs import BlockingSpec, CompileSpec, SamplerSpec
+from QEfficient.specs import BlockingSpec, CompileSpec, SamplerSpec, check_compute_contexts
 from QEfficient.transformers.models import blocking
 from QEfficient.transformers.models.compute_contexts import automatic_lists, of_phases, unreached
 
@@ -121,6 +121,15 @@ def check_device(config: CardConfig, device: Device) -> None:
         )
 
 
+def check_calls(own: Mapping[str, Any], spec: CompileSpec) -> None:
+    """Refuse more kinds of calls than the compiler takes that the device's `own` options choose, before a program is
+    made."""
+    if own.get("enable_qnn"):
+        from QEfficient.devices.cloud_ai_100.qnn.files import check_specializations
+
+        check_specializations(spec.specializations())
+
+
 def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec:
     """`spec` with these shapes too."""
     if shapes.prefill_only is not None and not isinstance(shapes.prefill_only, bool):
@@ -139,20 +148,18 @@ def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec
     prefill = numbers("comp_ctx_lengths_prefill", shapes.comp_ctx_lengths_prefill)
     decode = numbers("comp_ctx_lengths_decode", shapes.comp_ctx_lengths_decode)
     ctx_len = spec.ctx_len
+    for name, given in (("comp_ctx_lengths_prefill", prefill), ("comp_ctx_lengths_decode", decode)):
+        check_compute_contexts(name, given, ctx_len)  # as they were given: one may follow from the other
     if config.compute_context and not prefill and not decode:
         _, decode, ctx_len = automatic_lists(ctx_len, spec.prefill_seq_len)
     prefill, decode = of_phases(prefill, decode, spec.prefill_seq_len, shapes.prefill_only)
-    found = CompileSpec(
-        spec.batch_size,
-        spec.prefill_seq_len,
-        ctx_len,
-        spec.full_batch_size,
-        spec.kv_cache_batch_size,
-        spec.device_options,
-        ahead,
-        prefill,
-        decode,
-        shapes.prefill_only,
+    found = replace(
+        spec,
+        ctx_len=ctx_len,
+        num_speculative_tokens=ahead,
+        comp_ctx_lengths_prefill=prefill,
+        comp_ctx_lengths_decode=decode,
+        prefill_only=shapes.prefill_only,
     )
     if unreached(found):
         raise OptionError(unreached(found))

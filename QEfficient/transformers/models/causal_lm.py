@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -11,17 +13,18 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
-from QEfficient.devices import Device, Session, get_device
-from QEfficient.devices.handover import with_prefill
+from QEfficient.devices import Watch, get_device
 from QEfficient.errors import OptionError, WrongTaskError, did_you_mean
 from QEfficient.generation.decoding import Decoding
-from QEfficient.generation.decoding.selection import DecodingChoice, close_decoding, make_decoding
 from QEfficient.generation.defaults import recorded
 from QEfficient.generation.engine import Engine
-from QEfficient.generation.metrics import CloudAI100ExecInfo, exec_info
+from QEfficient.generation.metrics import CloudAI100ExecInfo, average, exec_info
+from QEfficient.generation.opened import OpenedProgram
+from QEfficient.generation.request import RequestOutput
+from QEfficient.generation.script_options import chosen_params
 from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
-from QEfficient.program import CompiledProgram, ModelFacts
+from QEfficient.program import CompiledProgram, GraphSpec, ModelFacts
 from QEfficient.specs import BlockingSpec, CompileSpec, ExportSpec, SamplingParams
 from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
@@ -30,6 +33,7 @@ from QEfficient.transformers.models.auto_model import AutoModel
 from QEfficient.transformers.models.card_options import (
     NOT_YET,
     Shapes,
+    check_calls,
     check_device,
     graph_options,
     read_qaic_config,
@@ -37,10 +41,12 @@ from QEfficient.transformers.models.card_options import (
 )
 from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
-from QEfficient.transformers.models.sampling_options import read_choosing, token_ids
+from QEfficient.transformers.models.sampling_options import Choosing, read_choosing, token_ids
+from QEfficient.transformers.models.script_keywords import PROMPTS_FILE, ScriptKeywords, take_keywords
+from QEfficient.transformers.models.verbatim_shapes import check_symbols, shapes_of, verbatim_spec
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.signature import causal_signature
-from QEfficient.transformers.transform import check_steered, retain, weight_aliases, with_copied_heads
+from QEfficient.transformers.transform import check_steered, retain, transform_names, weight_aliases, with_copied_heads
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +60,7 @@ GENERATION_CONFIG_OPTIONS = (
     "token",
 )
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-LATER_OPTIONS = ("specializations", "decode_only")
+LATER_OPTIONS = ("decode_only",)
 """Options of Qualcomm's library that nothing of ours does; refused when they are used."""
 WITHOUT_EFFECT = (
     "enable_chunking",
@@ -69,7 +75,7 @@ WITHOUT_EFFECT = (
 """Of `export`: one graph serves both phases, every chunk reads what is there, and weights are always streamed."""
 
 
-class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
+class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
     """A causal language model, from its checkpoint to tokens.
 
     The model that you pass in is never changed: it is copied without its weights, and the copy is transformed.
@@ -91,10 +97,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         self.max_seq_len_cached = max_seq_len_cached
         self._exported_as: dict[str, Any] | None = None  # the options of the last export
         self._said: set[str] = set()
-        self._engine: Engine | None = None
-        self._device_ids: list[int] | None = None
-        self._prefill: CompiledProgram | None = None
-        self._decoding: tuple[DecodingChoice, Decoding] | None = None  # it keeps what it learns from call to call
+        self._check_graph: Callable[[GraphSpec], None] = lambda graph: None  # what it is exported for may refuse it
 
     @classmethod
     def from_pretrained(
@@ -185,6 +188,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         if isinstance(retained, RetainedModule):
             retained.sampler, retained.blocking = spec.sampler, spec.blocking
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
+        self._check_graph(graph)
         return Source(
             module=retained,
             graph=graph,
@@ -194,6 +198,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             steps=retained.steps,
             notes=retained.notes(),
             layers=layers_of(retained),
+            transforms=transform_names(retained, spec),
         )
 
     def compile(
@@ -214,24 +219,32 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         comp_ctx_lengths_prefill: list[int] | str | None = None,
         comp_ctx_lengths_decode: list[int] | str | None = None,
         prefill_only: bool | None = None,
+        specializations: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Path:
         """Compile for `device` (default: environment `QEFF_DEVICE`, else the best here); exports first if needed.
 
         `num_speculative_tokens`: how many tokens can be tried ahead in one run. `comp_ctx_lengths_…`: how many slots
         attention may read, of which each run takes what it needs. `prefill_only`: True or False for a program that
-        does one of both phases (docs/cloud_ai_100.md).
+        does one of both phases (docs/cloud_ai_100.md). `specializations`: the shapes word for word, symbols and sizes,
+        in place of all that follows from these numbers.
         """
         chosen = get_device(device)
         _refuse_later(options)
         for harmless in WITHOUT_EFFECT:
             if harmless != "num_cores":
                 options.pop(harmless, None)
-        spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, full_batch_size, kv_cache_batch_size, options)
+        if specializations is not None:
+            spec = verbatim_spec(specializations, options)
+            shapes = shapes_of(spec)
+        else:
+            slots = full_batch_size, kv_cache_batch_size
+            spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, *slots, options, prefill_only=prefill_only)
+            shapes = Shapes(num_speculative_tokens, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
         stages.check_batching(self.continuous_batching, spec)
-        shapes = Shapes(num_speculative_tokens, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
         spec = shaped(spec, shapes, self._card)
-        chosen.own_options(options)
+        own = chosen.own_options(options)
+        check_calls(own, spec)
         check_device(self._card, chosen)
         graph = self._graph_options(
             graph_options(self._card, shapes, self.config, options.get("num_devices") or 1, spec),
@@ -243,7 +256,12 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
             self._exported_as = None
         elif self._exported_as not in (None, graph):
             self._program = None
-        program = self._program_or(onnx_path, lambda: self.export(**graph))
+        self._check_graph = partial(chosen.check_graph, own=own)
+        try:
+            program = self._program_or(onnx_path, lambda: self.export(**graph))
+        finally:
+            self._check_graph = lambda graph: None
+        check_symbols(program.graphs["lm"].spec, spec)
         self._forget_compiled()
         self.progress("compile")
         compiled = stages.compile_program(program, spec, chosen, ArtifactStore(), compile_dir)
@@ -285,7 +303,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         runtime_ai100: bool = True,
         **options: Any,
     ) -> CloudAI100ExecInfo | Iterator[str]:
-        """Generate for texts, messages or token ids; compiles with defaults if needed.
+        """Generate for texts, messages or token ids; compiles with defaults if needed. Keywords of Qualcomm's library:
+        `script_keywords`.
 
         Messages, the dicts with `role` and `content` of one conversation or of several, go through the tokenizer's chat
         template; `chat_template_kwargs` (`tools`, …) are its options.
@@ -311,93 +330,66 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         With token ids, `generated_ids` is a list with the new ids of each prompt, in order. With `n` answers to each
         prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
         """
+        _refuse_torch(runtime_ai100)
         named = {"tokenizer": tokenizer, "prompts": prompts, "input_ids": input_ids, "attention_mask": attention_mask}
-        given, own_tokenizer = read_prompts(inputs, {**named, "prompt": options.pop("prompt", None)})
+        taken = {name: options.pop(name, None) for name in ("prompt", PROMPTS_FILE)}
+        given, own_tokenizer = read_prompts(inputs, {**named, **taken})
+        script = take_keywords(options)
         if options.get("max_new_tokens") is None:
             options["max_new_tokens"] = generation_len
         choosing = read_choosing(self._facts, sampling, generation_config, options)
         wish = read_decoding(decoding, (draft_model, assistant_model), (prompt_lookup_num_tokens, choosing.lookup))
         self._say_once(choosing.left_out)
-        self._use_prefill(prefill_model)
-        self._ensure_compiled(given, device_id)
-        engine = self._engine_for(wish, choosing.usual_lookup)
+        prefill = None if prefill_model is None else compiled_program(prefill_model, "prefill model")
+        opened = self._opened(given, device_id)
+        watch = self._checked(script)
+        engine = opened.engine(wish, choosing.usual_lookup, device_id, prefill, watch)
         text = self._text_generator(engine, own_tokenizer, choosing.eos_token_ids)
         encoded = given.encoded(text, chat_template_kwargs)
+        params = [chosen_params(choosing.params, script.sampling_params, number) for number in range(len(encoded))]
         if stream:
-            return _pieces(text, encoded, choosing.params, streamer, mask)
+            return _pieces(text, encoded, params, streamer, mask, script.iteration)
         before = engine.statistics
-        outputs = text.generate_ids(encoded, choosing.params, streamer, mask)
+        infos = [
+            self._info(text.generate_ids(encoded, params, streamer, mask), choosing) for _ in range(script.iteration)
+        ]
         after = engine.statistics
+        info = replace(infos[-1], perf_metrics=average([each.perf_metrics for each in infos]))
+        info.drafted, info.accepted = after.drafted - before.drafted, after.accepted - before.accepted
+        if given.ids is not None:
+            ids = [[list(output.generated_ids) for output in answers] for answers in info.outputs]
+            info.generated_ids = ids if choosing.params.n > 1 else [answers[0] for answers in ids]
+        return info
+
+    def _info(self, outputs: Sequence[RequestOutput], choosing: Choosing) -> CloudAI100ExecInfo:
         assert self._compiled is not None
         batch_size, n = self._compiled.spec.batch_size, choosing.params.n
         info = exec_info(outputs, batch_size, self.continuous_batching, choosing.pad_token_id, n)
         info.simulated = self._compiled.simulated
-        info.drafted, info.accepted = after.drafted - before.drafted, after.accepted - before.accepted
-        if given.ids is not None:
-            ids = [[list(output.generated_ids) for output in answers] for answers in info.outputs]
-            info.generated_ids = ids if n > 1 else [answers[0] for answers in ids]
         return info
+
+    def _checked(self, script: ScriptKeywords) -> Watch | None:
+        """What a session is to show; refuses what a script wants of the program, but the program has not."""
+        assert self._compiled is not None and self._device is not None
+        script.check(self._compiled)
+        self._say_once(script.without_effect(self._device))
+        return script.watch(self._device, self.qpc_path)
 
     def _say_once(self, sentence: str) -> None:
         if sentence and sentence not in self._said:
             self._said.add(sentence)
             logger.warning("%s", sentence)
 
-    def _ensure_compiled(self, given: Prompts, device_ids: list[int] | None) -> None:
+    def _opened(self, given: Prompts, device_ids: Sequence[int] | None) -> OpenedProgram:
+        """The program, compiled with defaults if needed, for as many devices as are named."""
         if self._compiled is None:
-            count = len(given)
-            self.compile(full_batch_size=max(1, min(count, 4)) if self.continuous_batching else None)
-        assert self._device is not None and self._compiled is not None
-        if self._engine is not None and (self._engine.lost is not None or self._moves(self._device, device_ids)):
-            self._forget_session()
+            rows = max(1, min(len(given), 4)) if self.continuous_batching else None
+            devices: dict[str, Any] = {"num_devices": len(device_ids)} if device_ids else {}
+            self.compile(full_batch_size=rows, **devices)
+        assert self._compiled is not None
         if self._session is None:
-            session = self._device.load(self._compiled, device_ids)
-            if self._prefill is not None:
-                session = with_prefill(session, self._compiled, self._prefill)
-            self._session, self._device_ids = session, device_ids
-
-    def _use_prefill(self, model: QEFFAutoModelForCausalLM | None) -> None:
-        """Let the program of another model do prefill from the next session on."""
-        program = None if model is None else compiled_program(model, "prefill model")
-        if program != self._prefill:
-            self._forget_session()
-            self._prefill = program
-
-    def _moves(self, device: Device, device_ids: list[int] | None) -> bool:
-        """Whether other devices are asked for than those where the session is."""
-        if not device.has_ids or not device_ids or device_ids == self._device_ids:
-            return False
-        if self._engine is not None and not self._engine.idle:
-            raise OptionError(
-                f"device_id is {device_ids}, but answers are still open on {self._device_ids or 'another device'}:"
-                " close their iterators first."
-            )
-        return True
-
-    def _engine_for(self, wish: DecodingChoice, usual_lookup: int | None) -> Engine:
-        """The one engine of all calls, for two would write over each other's tokens. What is open goes on with the
-        decoding of this call: that of the model's own config, where it can be, if none is wished for."""
-        assert self._session is not None and self._compiled is not None
-        limits = self._session.limits
-        if self._engine is None:
-            self._engine = Engine(self._session)
-        wish = wish.or_usual(usual_lookup, limits)
-        if self._decoding is None or self._decoding[0] != wish:
-            made = make_decoding(wish, self._compiled, limits)
-            self._engine.use(made)
-            self._forget_decoding()
-            self._decoding = wish, made
-        return self._engine
-
-    def _forget_decoding(self) -> None:
-        if self._decoding is not None:
-            close_decoding(*self._decoding)
-        self._decoding = None
-
-    def _forget_session(self) -> None:
-        self._forget_decoding()
-        self._engine = None
-        super()._forget_session()
+            self._session = OpenedProgram(self._compiled)
+        return self._session
 
     def _text_generator(self, engine: Engine, tokenizer: Any, eos_token_ids: tuple[int, ...]) -> TextGenerator:
         assert self._program is not None
@@ -406,14 +398,29 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, Session]):
         return TextGenerator(engine, tokenizer or TokensOnly(), eos_token_ids)
 
 
+def _refuse_torch(runtime_ai100: bool) -> None:
+    if not runtime_ai100:  # as Qualcomm's library says it
+        raise NotImplementedError(
+            "runtime_ai100=False was asked for, but generate runs compiled programs only. Leave it out: what runs here"
+            " without a card is compiled with device='cpu'."
+        )
+
+
 def _pieces(
-    text: TextGenerator, prompts: list[list[int]], params: SamplingParams, streamer: Any, mask: MaskMaker | None
+    text: TextGenerator,
+    prompts: Sequence[list[int]],
+    params: Sequence[SamplingParams],
+    streamer: Any,
+    mask: MaskMaker | None,
+    iteration: int,
 ) -> Iterator[str]:
     if streamer is not None:
         raise OptionError("stream=True and streamer= were both given. Give one of them.")
     if len(prompts) != 1:
         raise OptionError(f"stream=True follows one prompt, but {len(prompts)} were given. Leave it out.")
-    return text.stream_ids(prompts[0], params, mask)
+    if iteration != 1:
+        raise OptionError(f"stream=True follows one run, but iteration is {iteration}. Leave one of them out.")
+    return text.stream_ids(prompts[0], params[0], mask)
 
 
 def _refuse_later(options: dict[str, Any]) -> None:

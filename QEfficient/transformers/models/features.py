@@ -128,6 +128,7 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
             notes={"part": type(part).__name__},
             layers=layers_of(module),
             trace=lambda *_: traced,
+            transforms=(plain_seams.__name__, kind.__name__),
         )
 
     def compile(

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from QEfficient.errors import OptionError
+from QEfficient.generation.script_options import read_prompts as prompts_of
 from QEfficient.generation.text import TextGenerator
+from QEfficient.transformers.models.script_keywords import PROMPTS_FILE
 
 Messages = tuple[Mapping[str, Any], ...]
 
@@ -37,9 +39,9 @@ class Prompts:
 def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Prompts, Any | None]:
     """Prompts and, if one was given, the tokenizer. Accepts `(text)`, `(texts)`, `(tokenizer, texts)`, the messages of
     one conversation or of several, a `BatchEncoding`, and by name `tokenizer=`, `prompts=` (or `prompt=`), `input_ids=`
-    with `attention_mask=`."""
+    with `attention_mask=`, or `prompts_txt_file_path=`, a file with a text per line."""
     given = {name: value for name, value in named.items() if value is not None}
-    tokenizer = given.pop("tokenizer", None)
+    tokenizer, path = given.pop("tokenizer", None), given.get(PROMPTS_FILE)
     candidates = []
     for value in positional:
         if value is None:
@@ -51,6 +53,8 @@ def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple
     candidates += [given[name] for name in ("prompts", "prompt", "inputs") if name in given]
     if "input_ids" in given:
         candidates.append({"input_ids": given["input_ids"], "attention_mask": given.get("attention_mask")})
+    if path is not None:  # it goes before prompts, as in scripts and on the command line
+        return Prompts(texts=tuple(prompts_of(None, path))), tokenizer
     if len(candidates) != 1:
         found = "none" if not candidates else f"{len(candidates)} of them"
         forms = "a text, texts, messages, a BatchEncoding or input_ids="

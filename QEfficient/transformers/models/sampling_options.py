@@ -12,9 +12,7 @@ from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.generation.defaults import LOOKUP, left_out, sampling_params
 from QEfficient.program import ModelFacts
 from QEfficient.specs import SamplingParams
-
-IGNORED = ("automation", "iteration", "enable_debug_logs", "write_io")
-"""Options of Qualcomm's library that mean nothing here."""
+from QEfficient.transformers.models.script_keywords import NAMES as SCRIPT_NAMES
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def read_choosing(
 
     A `sampling` is complete: neither config counts beside it, and options replace its fields.
     """
-    given = {name: value for name, value in options.items() if name not in IGNORED}
+    given = dict(options)
     _check_names(given)
     if sampling is not None:
         if generation_config is not None:
@@ -59,7 +57,7 @@ def token_ids(found: Any) -> tuple[int, ...]:
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
-    known = [*(f.name for f in fields(SamplingParams)), "do_sample"]
+    known = [*(f.name for f in fields(SamplingParams)), "do_sample", *SCRIPT_NAMES]
     for name in given:
         if name not in known:
             raise OptionError(f"generate does not know the option '{name}'.{did_you_mean(name, known)}")

@@ -12,7 +12,7 @@ from typing import Any
 from QEfficient.artifacts import ArtifactStore, fingerprint, plain, write_json
 from QEfficient.devices import Device
 from QEfficient.errors import OptionError
-from QEfficient.graph.exporter import Source, write_program
+from QEfficient.graph.exporter import Source, graph_transforms, write_program
 from QEfficient.program import (
     FORMAT_VERSION,
     MANIFEST,
@@ -108,13 +108,18 @@ def export(request: ExportRequest, store: ArtifactStore, progress: Progress) -> 
             model=facts,
             dtype=request.spec.dtype,
             fingerprint=digest,
-            report={"versions": versions(), "states": source.notes},
+            report={"versions": versions(), "states": source.notes, "transforms": _transforms(source, request.spec)},
         )
         write_json(target / MANIFEST, plain(exported_to_record(program)))
 
     documents = {"hashed_export_params.json": plain(identity)}
     store.publish(folder, build, documents, on_wait=lambda _: progress("wait for another process"))
     return load_exported(store.open(folder))
+
+
+def _transforms(source: Source, spec: ExportSpec) -> dict[str, list[str]]:
+    """What became of the model, then of its graph."""
+    return {"model": list(source.transforms), "graph": graph_transforms(spec)}
 
 
 def compile_program(
@@ -195,9 +200,11 @@ def _check_context(program: ExportedProgram, spec: CompileSpec) -> None:
 def check_batching(program_batches: bool, spec: CompileSpec) -> None:
     """Continuous batching is a property of the graph; the geometry must agree."""
     if program_batches and not spec.continuous_batching:
-        raise TypeError("full_batch_size is needed: the model was loaded with continuous_batching=True.")
+        loaded = "the model was loaded with continuous_batching=True."
+        if spec.prefill_only is True:  # scripts of Qualcomm's library know this error and the other one
+            raise OptionError(f"full_batch_size or kv_cache_batch_size is needed: {loaded}")
+        raise TypeError(f"full_batch_size is needed: {loaded}")
     if spec.continuous_batching and not program_batches:
         raise OptionError(
-            f"full_batch_size {spec.full_batch_size} needs continuous batching: load the model with"
-            " continuous_batching=True."
+            f"{spec.batching_asked} needs continuous batching: load the model with continuous_batching=True."
         )

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from QEfficient.devices.cloud_ai_100 import options
 from QEfficient.devices.cloud_ai_100.command import Compilation, Files, command, legacy_command
 from QEfficient.devices.cloud_ai_100.custom_io import custom_io_text
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options, render
 from QEfficient.devices.cloud_ai_100.partitions import (
     layers_per_partition,
-    pipeline_file,
     pipeline_text,
     slices_text,
 )
@@ -76,10 +76,7 @@ class Case:
         if legacy:
             return Files.legacy(Path(legacy["folder"]), ONNX, Path(legacy["custom_io"]))
         files = Files.within(FOLDER, ONNX, self.options.num_devices, custom_io_written=self.custom_io is not None)
-        if "node_lists" in self.record:
-            name = pipeline_file(self.options.num_devices, self.options.mdp_num_partitions)
-            return replace(files, pipeline=FOLDER.parent / name)
-        return files
+        return files.with_pipeline(self.options) if self.options.is_pipeline else files
 
     def texts(self) -> dict[str, str | None]:
         entries = self.record.get("specializations") or self.spec.specializations(self.record.get("windows"))
@@ -87,13 +84,13 @@ class Case:
             "specializations.json": specializations_text(entries, self.sdk),
             "custom_io.yaml": self.custom_io,
         }
-        if "node_lists" in self.record:
-            name = pipeline_file(self.options.num_devices, self.options.mdp_num_partitions)
-            texts[name] = pipeline_text(self.record["node_lists"], self.options.num_devices, self.options.num_cores)
+        files = self._files()
+        if files.pipeline is not None:
+            lists = self.record["node_lists"]
+            texts[files.pipeline.name] = pipeline_text(lists, self.options.num_devices, self.options.num_cores)
         elif self.options.slices_tensors:
-            slices = self._files().slices
-            assert slices is not None
-            texts[slices.name] = slices_text(self.options.num_devices, self.options.num_cores)
+            assert files.slices is not None
+            texts[files.slices.name] = slices_text(self.options.num_devices, self.options.num_cores)
         return texts
 
 
@@ -173,6 +170,8 @@ def test_a_choice_is_refused_with_what_there_is() -> None:
         ({"mdp_num_partitions": 4, "num_devices": 2}, "mdp_num_partitions 4 needs as many devices"),
         ({"mdp_strategy": "intersection"}, "needs mdp_compiler_dump_path"),
         ({"mos": [1, 8], "num_cores": 4}, "mos 8 is larger than num_cores 4"),
+        ({"mos": [1, 2]}, "mos has 2 numbers, one for each cluster of cores, but sdp_cluster_sizes has 0. Give as"),
+        ({"mos": "1,2", "sdp_cluster_sizes": [2, 2, 2]}, "mos has 2 numbers.*sdp_cluster_sizes has 3"),
         ({"aic_num_of_instances": 2}, "needs 32 cores, but a device has 16"),
         ({"mdts-mos": 1, "mdts_mos": 2}, "given twice"),
         ({"convert_to_fp16": True}, "the dtype of the export decides it"),
@@ -212,10 +211,12 @@ def test_none_means_not_given() -> None:
     assert read_options({"aic_hw_version": None, "qnn_config": None, "node_precision_info": None}) == CompilerOptions()
 
 
-def test_compile_only_is_dropped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_compile_only_is_dropped_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    options._say_dropped.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert read_options({"compile_only": True}) == CompilerOptions()
-    assert "compile_only" in caplog.text
+        for _ in range(3):  # a program's options are read at several places
+            assert read_options({"compile_only": True}) == CompilerOptions()
+    assert [message.count("compile_only") for message in caplog.messages] == [1]
 
 
 def test_files_that_options_name_must_exist(tmp_path: Path) -> None:
@@ -456,8 +457,8 @@ def test_hardware_is_read_from_the_query() -> None:
 
 
 def test_qconfig_says_what_the_program_was_made_from() -> None:
-    options = read_options({"num_devices": 2, "mos": [1, 2], "extra_compiler_args": ["-v"]})
-    compiler = compiler_config(CompileSpec(ctx_len=256), options)
+    given = {"num_devices": 2, "mos": 4, "sdp_cluster_sizes": [2, 2], "extra_compiler_args": ["-v"]}
+    compiler = compiler_config(CompileSpec(ctx_len=256), read_options(given))
     origin = Origin("/models/tiny/Tiny.onnx", ["A"], ["B"], {"fingerprint": "0123"})
     written = json.loads(json.dumps(qconfig({"model_type": "tiny"}, origin, compiler, NEW)))
     assert set(written) == {"huggingface_config", "qpc_config"}
@@ -469,6 +470,7 @@ def test_qconfig_says_what_the_program_was_made_from() -> None:
     }
     assert written["qpc_config"]["aic_sdk_config"] == {"qaic_apps_version": "1.22.0", "qaic_platform_version": None}
     shown = written["qpc_config"]["compiler_config"]
-    assert (shown["ctx_len"], shown["num_devices"], shown["mos"]) == (256, 2, ["1", "2"])
+    assert (shown["ctx_len"], shown["num_devices"], shown["mos"]) == (256, 2, 4)
+    assert shown["sdp_cluster_sizes"] == [2, 2]
     assert (shown["mdp_num_partitions"], shown["mdp_strategy"], shown["extra_compiler_args"]) == (1, "onnx", ["-v"])
     assert "qnn_config" in qconfig({}, origin, compiler, NEW, {"converter_args_extension": ""})["qpc_config"]

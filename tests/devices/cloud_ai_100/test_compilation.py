@@ -10,6 +10,7 @@ import pytest
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices.cloud_ai_100 import CloudAI100
+from QEfficient.devices.cloud_ai_100.compilation import LAST_LINES, tell_warnings
 from QEfficient.devices.cloud_ai_100.container import read_description
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import ExportedProgram, load_exported
@@ -60,6 +61,42 @@ def test_the_program_and_its_files(sdk: str, program: ExportedProgram, folder: P
 def test_several_devices(new_sdk: str, program: ExportedProgram, folder: Path) -> None:
     report = CloudAI100().compile(program, spec(num_devices=4), folder)
     assert report["devices"] == 4 and (folder / "mdp_ts_4.json").is_file()
+
+
+@pytest.mark.parametrize(("devices", "warns"), [(1, False), (2, False), (4, True)])
+def test_the_user_sees_what_the_compiler_warns_about(
+    new_sdk: str, program: ExportedProgram, folder: Path, devices: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    CloudAI100().compile(program, spec(num_devices=devices), folder)
+    found = [record.getMessage() for record in caplog.records if "the compiler warns" in record.getMessage()]
+    assert len(found) == warns
+    told = "2 heads, which 4 devices cannot share evenly. [simulator rule: warned.uneven-heads (policy, ET)]"
+    assert all(message.count("\n") == 1 and told in message and "compiler.log" in message for message in found)
+    assert (told in (folder / "compiler.log").read_text()) == warns
+
+
+def test_warnings_are_found_among_other_lines(caplog: pytest.LogCaptureFixture) -> None:
+    said = """/opt/qti-aic/exec/qaic-compile -m=/tmp/warning:/model.onnx -aic-perf-warnings
+Compile started ...
+Warning: one thing
+[WARNING] another thing
+tool (simulated): WARNING: a third
+Warning: one thing
+0 warnings: nothing
+"""
+    tell_warnings(said)
+    (message,) = caplog.messages
+    assert message.splitlines()[1:] == [
+        "  Warning: one thing",
+        "  [WARNING] another thing",
+        "  tool (simulated): WARNING: a third",
+    ]
+    caplog.clear()
+    tell_warnings("".join(f"Warning: number {number}\n" for number in range(LAST_LINES + 3)))
+    assert caplog.messages[0].endswith(f"number {LAST_LINES - 1}\n  … and 3 more")
+    caplog.clear()
+    tell_warnings("Generated binary is present at qpc\n")
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "qwen3_next", "gpt2"])

@@ -72,6 +72,13 @@ def test_where_files_lie(onnx_path: str, tmp_path: Path) -> None:
     QAICInferenceSession(qpc, [0, 1]).deactivate()
 
 
+@pytest.mark.parametrize("options", [{"num_cores": 0}, {"mos": 0}, {"mos": -7}], ids=str)
+def test_numbers_that_cannot_be(onnx_path: str, tmp_path: Path, options: dict[str, int]) -> None:
+    with pytest.raises(OptionError, match=f"must be a whole number from 1 to 16, not {next(iter(options.values()))}"):
+        QEfficient.compile(onnx_path, tmp_path / "q", **{**GEOMETRY, **options})
+    assert not (tmp_path / "q").exists()
+
+
 def test_the_last_one_asked_for_stays(onnx_path: str, tmp_path: Path) -> None:
     def compiled(**options: Any) -> tuple[int, float]:
         qpc = Path(QEfficient.compile(onnx_path, tmp_path, **{**GEOMETRY, **options}))

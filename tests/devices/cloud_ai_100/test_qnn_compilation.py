@@ -90,7 +90,8 @@ def test_the_program_and_its_files(program: ExportedProgram, folder: Path, tmp_p
     description = read_description(folder / "qpc" / "programqpc.bin")
     assert [entry["input_ids"] for entry in description.sizes()] == [(1, 8), (4, 1)]
     assert description.cores == 14
-    settings = json.loads((folder / "qnn_compile_backend.json").read_text())
+    named = json.loads((folder / "qnn_compiler_config.json").read_text())["backend_extensions"]["config_file_path"]
+    settings = json.loads((folder / named).read_text())
     assert (settings["compiler_num_of_cores"], settings["compiler_stat_level"]) == (14, 20)
     log = (folder / "compiler.log").read_text()
     assert "qairt-converter --input_network" in log and "qnn-context-binary-generator --binary_file" in log
@@ -118,6 +119,27 @@ def test_what_a_compiled_form_is_named_by(tmp_path: Path, qnn_sdk: Path) -> None
     assert named["qnn"]["config"] == {"converter_args_extension": "--onnx_defer_loading"}
     (qnn_sdk / "sdk.yaml").write_text("version: 2.99.1\n")
     assert device.ingredients({"enable_qnn": True})["qnn"]["sdk"] == "2.99.1"
+
+
+def test_files_that_others_name_are_those_that_are_kept(
+    program: ExportedProgram, folder: Path, tmp_path: Path, qnn_sdk: Path
+) -> None:
+    """The second tool does the same again where the folder lies now, with what is kept of the first: plain names."""
+    CloudAI100().compile(program, spec(num_devices=2), folder)
+    told = json.loads((folder / "qnn_compile_backend.json").read_text())["compiler_mdp_load_partition_config"]
+    assert told == "tensor_slicing.json" and (folder / told).is_file()
+    log = (folder / "compiler.log").read_text().splitlines()
+    converting, generating = (next(line.split() for line in log if f"{tool} --" in line) for tool in ("ter", "tor"))
+    moved = folder.rename(tmp_path / "moved")
+    graph, scratch = str(program.onnx_path("lm")), tmp_path / "again"
+    (scratch / "qpc").mkdir(parents=True)
+    given = {"--input_network": graph, "--output_path": f"{scratch}/model.dlc", "--dlc_path": f"{scratch}/model.dlc"}
+    given |= {"--output_dir": f"{scratch}/qpc", "--config": str(moved / "custom_io_config.yaml")}
+    given |= {"--config_file": str(moved / "qnn_compiler_config.json")}
+    for command in (converting, generating):
+        words = [given.get(before, word) for before, word in zip(["", *command], command, strict=False)]
+        subprocess.run(words, cwd=moved, check=True, capture_output=True)
+    assert (scratch / "qpc" / "programqpc.bin").is_file()
 
 
 # Refused before any work
@@ -155,7 +177,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_without_qnn_s_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QNN_SDK_ROOT")
-    with pytest.raises(DeviceError, match="QNN_SDK_ROOT is not set.* QEFF_QAIC_SIMULATOR=1 takes the simulator"):
+    with pytest.raises(DeviceError, match="QNN_SDK_ROOT is not set.* QEFF_QAIC_SIMULATOR=1.* takes the simulator"):
         CloudAI100().own_options({"enable_qnn": True})
 
 
@@ -170,6 +192,34 @@ def test_three_shapes_are_one_too_many(program: ExportedProgram, folder: Path, m
     with pytest.raises(OptionError, match="take 1 or 2 specializations, but there are 3"):
         CloudAI100().compile(program, spec(), folder)
     assert not list(folder.iterdir())
+
+
+def test_the_user_sees_what_the_tools_warn_about(
+    program: ExportedProgram, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    CloudAI100().compile(program, spec(num_devices=4), folder)
+    (told,) = [message for message in caplog.messages if "the compiler warns" in message]
+    assert "qnn-context-binary-generator (simulated): Warning: past_key.0 has 2 heads, which 4 devices" in told
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"speculative_model_type": "target"}, {"num_speculative_tokens": [0, 3]}),
+        ({"ccl_enabled": True}, {"comp_ctx_lengths_prefill": [32], "comp_ctx_lengths_decode": [16, 64]}),
+        ({"ccl_enabled": True}, {"comp_ctx_lengths_decode": [16, 32, 64], "prefill_only": False}),
+    ],
+)
+def test_too_many_shapes_are_refused_before_the_export(
+    config: dict[str, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), True, config)
+    monkeypatch.setattr(wrapped, "export", lambda **_: pytest.fail("the export began"))
+    asked = {**GEOMETRY, **options, "full_batch_size": 4, "enable_qnn": True}
+    with pytest.raises(OptionError, match=r"there are 3 \(.*Decode.*\)\. Ask for fewer numbers"):
+        wrapped.compile(device="cloud_ai_100", **asked)
+    with pytest.raises(pytest.fail.Exception, match="the export began"):  # elsewhere the option has no effect
+        wrapped.compile(device="reference", **asked)
 
 
 def test_options_without_a_counterpart_are_named(

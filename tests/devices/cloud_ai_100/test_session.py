@@ -110,6 +110,36 @@ def test_unknown_buffers_are_left_out_with_a_warning(new_sdk: str, tmp_path: Pat
         session.set_buffers({"nonsense": np.zeros(1)})
 
 
+def test_numbers_of_another_type_are_refused_by_name(new_sdk: str, tmp_path: Path) -> None:
+    """The runtime takes bytes. Eight of numpy's usual float would be read as a token."""
+    session = QAICInferenceSession(compiled_llama(tmp_path).folder / "qpc")
+    session.skip_buffers([name for name in (*session.input_names, *session.output_names) if name.startswith("past_")])
+    session.set_buffers({"logits": np.zeros((1, 1, 256), np.float32)})
+    ids, slot = np.arange(8)[None], np.zeros((1, 1), np.int64)
+    taken = session.run({"input_ids": ids, "position_ids": ids, "batch_index": slot})["logits"]
+    for wrong in (np.float64, np.int32, np.float32, ">i8"):
+        found = np.dtype(wrong).name if wrong != ">i8" else ">i8"
+        said = rf"the input 'input_ids' was given as {found}, but it is int64 in the program.*astype\(np.int64\)"
+        with pytest.raises(MemoryError, match=said):
+            session.run({"input_ids": ids.astype(wrong), "position_ids": ids, "batch_index": slot})
+    with pytest.raises(MemoryError, match="the input 'past_key.0' was given as float32, but it is float16 in the prog"):
+        session.set_buffers({"past_key.0": np.zeros((4, 2, 64, 16), np.float32)})
+    with pytest.raises(MemoryError, match="the output 'logits' was given as float64, but it is float32"):
+        session.set_buffers({"logits": np.zeros((1, 1, 256))})
+    assert np.array_equal(
+        session.run({"input_ids": ids.astype(np.uint64), "position_ids": ids, "batch_index": slot})["logits"], taken
+    )
+    session.deactivate()
+
+
+def test_buffers_that_the_runtime_refuses_are_shown(new_sdk: str, tmp_path: Path) -> None:
+    session = QAICInferenceSession(compiled_llama(tmp_path).folder / "qpc")
+    ids = np.zeros((1, 9), np.int64)
+    with pytest.raises(MemoryError, match=r"setData(.|\n)*passed: \{'input_ids': \[1, 9\](.|\n)*allowed \(0\): "):
+        session.run({"input_ids": ids, "position_ids": ids, "batch_index": np.zeros((1, 1), np.int64)})
+    session.deactivate()
+
+
 COMMAND = (
     "-m QEfficient.cloud.infer --model_name demo --batch_size 1 --prompt_len 32 --ctx_len 128 --mxfp6 --num_cores 16"
     " --device_group [0] --mos 1 --aic_enable_depth_first --generation_len 8 --prompt"

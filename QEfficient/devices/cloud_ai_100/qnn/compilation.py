@@ -53,6 +53,7 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
     """Write the compiled program and everything that belongs to it into `folder`; returns the report."""
     options, sdk = compilation.check_options(spec.device_options), find_sdk()
     check_options(options)
+    qnn_files.check_specializations(spec.specializations())
     hardware = options.aic_hw_version or compilation.installed_hardware(sdk)
     options = replace(options, aic_hw_version=hardware)
     compilation.check_program(program, spec, hardware)
@@ -65,6 +66,7 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
     compilation.check_result(asked.files.binary, asked.graph, asked.specializations, said)
     content = {"qnn_sdk_version": asked.sdk.version, **_content(options)}
     compilation.write_qconfig(program, spec, compilation.Compiler(sdk, options, hardware), folder, content)
+    compilation.tell_warnings(said)
     return _report(asked, sdk, said)
 
 
@@ -88,21 +90,23 @@ def _put_together(
 def _write_files(asked: QnnCompilation, sdk: Sdk) -> None:
     """What the tools read, and for those who look for the shapes of a program, the file that every device writes."""
     specializations = specializations_text(asked.specializations, sdk)
-    for path, text in {**tools.texts(asked), asked.files.folder / FILE: specializations}.items():
+    beside = {asked.files.workplace / name: text for name, text in tools.named_plainly(asked).items()}
+    for path, text in {**tools.texts(asked), asked.files.folder / FILE: specializations, **beside}.items():
         path.write_text(text, encoding="utf-8")
     asked.files.binary.mkdir()
 
 
 def _run(asked: QnnCompilation) -> str:
     """Both tools; all that they said."""
-    folder, environment = asked.files.folder, asked.sdk.environment()
-    converted = compilation.run_compiler(tools.converter_command(asked), folder, environment)
+    files, environment = asked.files, asked.sdk.environment()
+    converted = compilation.run_compiler(tools.converter_command(asked), files.folder, files.workplace, environment)
     if not asked.files.dlc.is_file():
         raise DeviceError(
             f"{asked.sdk.converter.name} ended without an error, but wrote no {asked.files.dlc.name}:"
             f" {compilation.last_lines(converted)}"
         )
-    return converted + compilation.run_compiler(tools.context_binary_command(asked), folder, environment)
+    generating = tools.context_binary_command(asked)
+    return converted + compilation.run_compiler(generating, files.folder, files.workplace, environment)
 
 
 def _report(asked: QnnCompilation, sdk: Sdk, said: str) -> Mapping[str, Any]:
@@ -113,6 +117,6 @@ def _report(asked: QnnCompilation, sdk: Sdk, said: str) -> Mapping[str, Any]:
         "hardware": asked.options.aic_hw_version,
         "simulated": compilation.SIMULATOR_SAYS in said,
         "commands": [tools.converter_command(asked), tools.context_binary_command(asked)],
-        "devices": qnn_files.partition_devices(Path(partitions)) if partitions else 1,
+        "devices": qnn_files.partition_devices(asked.files.folder / partitions) if partitions else 1,
         "specializations": len(asked.specializations),
     }

@@ -110,6 +110,16 @@ def graph_names(specializations: Sequence[Specialization]) -> list[str]:
     return [f"{MODEL}_configuration_{number}" for number in range(1, len(specializations) + 1)]
 
 
+def check_specializations(entries: Sequence[Specialization]) -> None:
+    """Refuse more than the tools take."""
+    if not 1 <= len(entries) <= MOST_GRAPHS:
+        names = f" ({', '.join(entry.name for entry in entries)})" if entries else ""
+        raise OptionError(
+            f"QNN's tools take 1 or {MOST_GRAPHS} specializations, but there are {len(entries)}{names}. Ask for fewer"
+            " numbers in num_speculative_tokens and comp_ctx_lengths_…, or compile without enable_qnn."
+        )
+
+
 def custom_io_text(graph: GraphSpec, specializations: Sequence[Specialization], mxint8: bool = False) -> str:
     """The text of `custom_io_config.yaml`: types of all inputs and outputs, and the shapes of the inputs."""
     states = {name: _state_type(state, mxint8) for state in graph.states for name in _names(state)}
@@ -185,9 +195,9 @@ def partition_devices(path: Path) -> int:
     return found
 
 
-def compiler_config_text(backend: Path, extensions: Path) -> str:
-    """The text of `qnn_compiler_config.json`: where the backend's settings lie, and the library that reads them."""
-    return _json({"backend_extensions": {"config_file_path": str(backend), "shared_library_path": str(extensions)}})
+def compiler_config_text(backend: str, extensions: Path) -> str:
+    """The text of `qnn_compiler_config.json`: the file of the backend's settings, and the library that reads them."""
+    return _json({"backend_extensions": {"config_file_path": backend, "shared_library_path": str(extensions)}})
 
 
 def backend_text(settings: Mapping[str, Any]) -> str:
@@ -212,10 +222,10 @@ def check_decided(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def backend_settings(
-    graph: GraphSpec, specializations: Sequence[Specialization], options: CompilerOptions, slices: Path
+    graph: GraphSpec, specializations: Sequence[Specialization], options: CompilerOptions, slices: str
 ) -> dict[str, Any]:
     """What the backend is told of a program, its geometry and its options."""
-    partitions = options.mdp_load_partition_config or (str(slices) if options.slices_tensors else None)
+    partitions = options.mdp_load_partition_config or (slices if options.slices_tensors else None)
     return {
         **CONSTANT,
         "compiler_retained_state": bool(graph.states),
@@ -230,7 +240,7 @@ def backend_settings(
 
 def _as(kind: type, value: Value) -> Any:
     if isinstance(value, tuple):
-        return " ".join(value)
+        return " ".join(map(str, value))
     return kind(value)
 
 

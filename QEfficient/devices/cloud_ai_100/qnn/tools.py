@@ -122,7 +122,8 @@ def _absence(found: str) -> DeviceError:
     return DeviceError(
         f"compiling with enable_qnn needs Qualcomm's QAIRT SDK with its parts for the Cloud AI 100, but {found}."
         f" Install the SDK and set {ROOT_VARIABLE} to the folder in which its {SDK_FILE} lies, or leave enable_qnn out."
-        f" {SIMULATOR_VARIABLE}=1 takes the simulator in its place (pip install 'qefficient[simulator]')."
+        f" {SIMULATOR_VARIABLE}=1, or --simulate with a command, takes the simulator in its place"
+        " (pip install 'qefficient[simulator]')."
     )
 
 
@@ -239,8 +240,13 @@ class QnnFiles:
         return self.folder / "custom_io_config.yaml"
 
     @property
+    def workplace(self) -> Path:
+        """Where the tools stand, and leave what nobody keeps."""
+        return self.scratch or self.folder
+
+    @property
     def dlc(self) -> Path:
-        return (self.scratch or self.folder) / f"{qnn_files.MODEL}.dlc"
+        return self.workplace / f"{qnn_files.MODEL}.dlc"
 
     @property
     def compiler_config(self) -> Path:
@@ -278,19 +284,11 @@ class QnnCompilation:
     """Of the exported program."""
 
     def __post_init__(self) -> None:
-        self._check_specializations()
+        qnn_files.check_specializations(self.specializations)
         if self.dtype == "bfloat16":
             raise OptionError("QNN's tools compile in float16 only, but the program has bfloat16. Export in float16.")
         check_target(self.options)
         self._warn_of_options_without_effect()
-
-    def _check_specializations(self) -> None:
-        count = len(self.specializations)
-        if not 1 <= count <= qnn_files.MOST_GRAPHS:
-            raise OptionError(
-                f"QNN's tools take 1 or {qnn_files.MOST_GRAPHS} specializations, but there are {count}."
-                " Ask for fewer lengths, or compile without enable_qnn."
-            )
 
     def _warn_of_options_without_effect(self) -> None:
         ignored = [name for name, _ in self.options.passed if name not in qnn_files.SPELT]
@@ -311,7 +309,7 @@ def texts(asked: QnnCompilation) -> dict[Path, str]:
     files, graph, entries = asked.files, asked.graph, asked.specializations
     written = {
         files.custom_io: qnn_files.custom_io_text(graph, entries, asked.options.mxint8_kv_cache),
-        files.compiler_config: qnn_files.compiler_config_text(files.backend, asked.sdk.extensions),
+        files.compiler_config: qnn_files.compiler_config_text(files.backend.name, asked.sdk.extensions),
         files.backend: qnn_files.backend_text(settings(asked)),
     }
     if asked.holds_block_floats:
@@ -322,12 +320,19 @@ def texts(asked: QnnCompilation) -> dict[Path, str]:
 
 
 def settings(asked: QnnCompilation) -> dict[str, Any]:
-    """What the backend is told: by us, and by the user's file."""
-    own = qnn_files.backend_settings(asked.graph, asked.specializations, asked.options, asked.files.slices)
+    """What the backend is told: by us, and by the user's file. Files of ours have plain names, which hold wherever the
+    folder lies later."""
+    own = qnn_files.backend_settings(asked.graph, asked.specializations, asked.options, asked.files.slices.name)
     merged = qnn_files.merged_settings(own, asked.config.backend)
-    if qnn_files.PARTITION_KEY in merged:  # the tools run in another folder than the user
+    if qnn_files.PARTITION_KEY in merged and not asked.options.slices_tensors:  # the tools do not stand where users do
         merged[qnn_files.PARTITION_KEY] = os.path.abspath(merged[qnn_files.PARTITION_KEY])
     return merged
+
+
+def named_plainly(asked: QnnCompilation) -> dict[str, str]:
+    """The files that others name by their plain names: the tools must stand beside them."""
+    written = texts(asked)
+    return {path.name: written[path] for path in (asked.files.backend, asked.files.slices) if path in written}
 
 
 def converter_command(asked: QnnCompilation) -> list[str]:
