@@ -62,8 +62,10 @@ def test_models_that_cannot_be(cli: Cli, scratch: Path, tmp_path: Path, command:
     assert leftovers(scratch) == []
 
 
-def test_a_name_that_nobody_knows(cli: Cli, scratch: Path) -> None:
-    """With one command only: where there is no network, the hub is tried for half a minute."""
+def test_a_name_that_nobody_knows(cli: Cli, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else it is tried for half a minute
     assert "no-one/no-model" in refused(cli("infer", "no-one/no-model", "--prompt", "x"))
     assert leftovers(scratch) == []
 

@@ -415,7 +415,9 @@ def write_golden(record: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
-def test_our_commands_pass(path: Path, tmp_path: Path) -> None:
+def test_our_commands_pass(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tools stand where their files are, which name one another."""
+    monkeypatch.chdir(tmp_path)
     record = json.loads(path.read_text(encoding="utf-8"))
     write_golden(record, tmp_path)
     program, *argv = [moved(argument, tmp_path) for argument in record["converter"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,7 +110,8 @@ def test_where_nothing_fits() -> None:
         chosen(BlockingSpec("q"), LONG)
 
 
-def test_compile_chooses_by_its_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_chooses_by_its_geometry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path))  # nobody exported it before
     wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config={**ON, "blocking_mode": "kv"})
     seen: list[ExportSpec] = []
     prepare = wrapped._prepare

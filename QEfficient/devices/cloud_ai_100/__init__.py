@@ -124,10 +124,10 @@ class CloudAI100(Device):
         from QEfficient.devices.cloud_ai_100.published import by_final_names
         from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
-        old = self._old_names
+        old, options = self._old_names, compilation.check_options(spec.device_options)
         if old is None or old.custom_io is None:  # whose file says how the state is kept
             self.check_graph(program.graphs["lm"].spec, spec.device_options)
-        if not read_options(spec.device_options).enable_qnn:
+        if not options.enable_qnn:
             report = compilation.compile_program(program, spec, folder, old)
         elif old is None or old.custom_io is None:
             report = qnn_compilation.compile_program(program, spec, folder)

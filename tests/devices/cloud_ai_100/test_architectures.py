@@ -28,12 +28,10 @@ from QEfficient.verification.truth import Truth
 
 TYPES = {
     "llama": "dense",
-    "bloom": "scores by distance",
     "gemma3_text": "rolling windows",
     "qwen3_moe": "experts",
     "deepseek_v2": "latent attention",
     "mamba2": "recurrent",
-    "lfm2": "convolutions beside attention",
     "falcon_h1": "both in each layer",
 }
 SHAPE: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 40}

@@ -144,7 +144,7 @@ def test_what_no_file_changes_is_said(tmp_path: Path) -> None:
     assert not found.helps
     said = "\n".join(found.remarks)
     assert "past_value.1 reaches" in said and "past_value.0" not in said
-    assert "layers.0.mlp.up_proj.weight holds" in said and "the compiler refuses" in said
+    assert any("layers.0.mlp.up_proj.weight" in name and largest > 65504 for name, largest in found.beyond.items())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
@@ -205,6 +205,8 @@ def test_block_formats_are_those_of_the_simulator(name: str, axis: int) -> None:
     values[8:40, 1] = np.linspace(-7.9, 7.9, 32)
     found, wanted = (getattr(module, name)(values, axis) for module in (microscaling, simulated))
     assert np.array_equal(found, wanted, equal_nan=True)
+    numbers = ~np.isnan(wanted)
+    assert np.array_equal(np.signbit(found[numbers]), np.signbit(wanted[numbers]))
 
 
 @pytest.mark.slow

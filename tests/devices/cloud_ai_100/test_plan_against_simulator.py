@@ -265,8 +265,6 @@ class Counted:
 LIMITS = [
     Case("llama", ALONE, WIDE_HEADS),
     Case("mixtral", ALONE),
-    Case("gemma2", ALONE),
-    Case("mpt", ALONE),
     Case("gemma3_text", LONG, ONE_HEAD),
 ]
 SHAPES = [

@@ -20,10 +20,8 @@ TARGET = {"speculative_model_type": "target"}
 IN_PART = {"comp_ctx_lengths_prefill": [16, 40], "comp_ctx_lengths_decode": [24, 64]}
 COPIED = {"qaic_config": {"replicate_kv_heads": True}, "num_devices": 4}
 KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
-    "in part": (True, IN_PART),
     "both": (True, {"qaic_config": TARGET, "num_speculative_tokens": 3, **IN_PART}),
     "prompts only": (True, {"prefill_only": True}),
-    "copied heads": (True, COPIED),
     "ahead, rows": (False, {"qaic_config": TARGET, "num_speculative_tokens": [1, 3]}),
     "new tokens only, rows": (False, {"prefill_only": False}),
     "copied heads, rows": (False, COPIED),

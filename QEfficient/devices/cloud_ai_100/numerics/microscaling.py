@@ -22,7 +22,8 @@ def round_mxfp6(values: np.ndarray, axis: int) -> np.ndarray:
 
 def round_mxint8(values: np.ndarray, axis: int) -> np.ndarray:
     """What is left of float32 `values` in blocks of MXINT8 along `axis`."""
-    return _rounded(values, axis, 0, INT8_STEPS, INT8_LARGEST)
+    found: np.ndarray = _rounded(values, axis, 0, INT8_STEPS, INT8_LARGEST) + np.float32(0)  # whole numbers have no -0
+    return found
 
 
 def _rounded(values: np.ndarray, axis: int, doublings: int, steps: int, largest: float) -> np.ndarray:
@@ -30,7 +31,7 @@ def _rounded(values: np.ndarray, axis: int, doublings: int, steps: int, largest:
     blocks = np.zeros((*moved.shape[:-1], -(-moved.shape[-1] // BLOCK) * BLOCK), np.float32)
     blocks[..., : moved.shape[-1]] = moved
     blocks = blocks.reshape(*moved.shape[:-1], -1, BLOCK)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         found = _rounded_blocks(blocks, doublings, steps, largest)
     flat = found.reshape(*moved.shape[:-1], -1)[..., : moved.shape[-1]]
     return np.ascontiguousarray(np.moveaxis(flat, -1, axis))
