@@ -31,7 +31,6 @@ TYPES = {
     "gemma3_text": "rolling windows",
     "qwen3_moe": "experts",
     "deepseek_v2": "latent attention",
-    "mamba2": "recurrent",
     "falcon_h1": "both in each layer",
 }
 SHAPE: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 40}
