@@ -365,6 +365,9 @@ class Device(ABC):
     def check_ids(self, own: Mapping[str, Any], device_ids: Sequence[int]) -> None:  # noqa: B027
         """Refuse numbers of devices on which a program that is compiled with these options would not run."""
 
+    def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:  # noqa: B027
+        """Refuse shapes that cannot be compiled with these options, before a program is made."""
+
     def check_graph(self, graph: GraphSpec, own: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse a graph that cannot be compiled with these options, before the work of writing it is done."""
 

@@ -153,6 +153,12 @@ class CloudAI100(Device):
 
         _check_ids(device_ids, devices_of(read_options(own)), "with these options the program is compiled")
 
+    def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:
+        from QEfficient.devices.cloud_ai_100.qnn.files import check_specializations
+
+        if own.get("enable_qnn"):
+            check_specializations(spec.specializations())
+
     def check_graph(self, graph: GraphSpec, own: Mapping[str, Any]) -> None:
         from QEfficient.devices.cloud_ai_100.custom_io import check_blocks
 

@@ -121,15 +121,6 @@ def check_device(config: CardConfig, device: Device) -> None:
         )
 
 
-def check_calls(own: Mapping[str, Any], spec: CompileSpec) -> None:
-    """Refuse more kinds of calls than the compiler takes that the device's `own` options choose, before a program is
-    made."""
-    if own.get("enable_qnn"):
-        from QEfficient.devices.cloud_ai_100.qnn.files import check_specializations
-
-        check_specializations(spec.specializations())
-
-
 def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec:
     """`spec` with these shapes too."""
     if shapes.prefill_only is not None and not isinstance(shapes.prefill_only, bool):

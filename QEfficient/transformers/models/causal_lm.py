@@ -33,7 +33,6 @@ from QEfficient.transformers.models.auto_model import AutoModel
 from QEfficient.transformers.models.card_options import (
     NOT_YET,
     Shapes,
-    check_calls,
     check_device,
     graph_options,
     read_qaic_config,
@@ -244,7 +243,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         stages.check_batching(self.continuous_batching, spec)
         spec = shaped(spec, shapes, self._card)
         own = chosen.own_options(options)
-        check_calls(own, spec)
+        chosen.check_calls(spec, own)
         check_device(self._card, chosen)
         graph = self._graph_options(
             graph_options(self._card, shapes, self.config, options.get("num_devices") or 1, spec),
