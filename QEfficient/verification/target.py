@@ -74,6 +74,7 @@ class Target:
         length = ctx_len or max(SHORTEST_CONTEXT, -(-needed // 8) * 8)
         shapes = self._shapes(length)
         spec = self._spec(wants_slots, length, chosen.in_small_pieces)
+        chosen.check_calls(shaped(spec, shapes, self._card), chosen.own_options(spec.device_options))
         program = self.program or self._exported(spec, shapes, progress)
         batches = program.graphs["lm"].spec.continuous_batching
         if continuous_batching is not None and continuous_batching != batches:

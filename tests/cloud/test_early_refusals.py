@@ -196,3 +196,10 @@ def test_flags_of_scripts(cli: Cli, home: Home) -> None:
     assert "--iteration 3 has no effect: the prompts run once" in repeated.err
     assert "--iteration" not in cli(*words, "--iteration", 1).err
     assert "positive whole number" in refused(cli(*words, "--iteration", 0), 2)
+
+
+@pytest.mark.parametrize("verb", ["compile", "verify"])
+def test_more_shapes_than_qnn_takes(cli: Cli, scratch: Path, model_folder: Path, verb: str) -> None:
+    words = (verb, model_folder, *SHAPE, "--simulate", "--enable-qnn", "--num-speculative-tokens", "1,3")
+    assert "QNN's tools take 1 or 2 specializations, but there are 3" in refused(cli(*words), 1)
+    assert nothing_made(scratch)

@@ -96,7 +96,6 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         self.max_seq_len_cached = max_seq_len_cached
         self._exported_as: dict[str, Any] | None = None  # the options of the last export
         self._said: set[str] = set()
-        self._check_graph: Callable[[GraphSpec], None] = lambda graph: None  # what it is exported for may refuse it
 
     @classmethod
     def from_pretrained(
@@ -152,42 +151,47 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         `blocking`: attention in blocks; by default as `qaic_config` says.
         """
         _refuse_others(options)
-        spec = ExportSpec(
-            dtype=self._source.dtype,
-            continuous_batching=self.continuous_batching,
-            subfunctions=use_onnx_subfunctions,
-            retain_full_kv=bool(retain_full_kv),
-            kv_cache_prefix=kv_cache_prefix,
-            several_logits=self._card.speculative_target,
-            compute_context=compute_context or self._card.compute_context,
-            kv_head_copies=kv_head_copies,
-            sampler=self._card.sampler,
-            blocking=blocking or self._card.blocking,
-        )
-        request = stages.ExportRequest(
-            self._source, spec, self._facts, lambda: self._prepare(spec), self._identity(), export_dir
-        )
-        self._program = stages.export(request, ArtifactStore(), self.progress)
-        self._exported_as = {
+        asked = {
             "export_dir": export_dir,
             "use_onnx_subfunctions": use_onnx_subfunctions,
             "retain_full_kv": retain_full_kv,
             "kv_cache_prefix": kv_cache_prefix,
-            "compute_context": spec.compute_context,
+            "compute_context": compute_context,
             "kv_head_copies": kv_head_copies,
             "blocking": blocking,
         }
+        return self._export(asked, lambda graph: None)
+
+    def _export(self, asked: Mapping[str, Any], check_graph: Callable[[GraphSpec], None]) -> str:
+        """`export` with its keywords; what the program is for may refuse the graph before it is traced."""
+        spec = ExportSpec(
+            dtype=self._source.dtype,
+            continuous_batching=self.continuous_batching,
+            subfunctions=asked["use_onnx_subfunctions"],
+            retain_full_kv=bool(asked["retain_full_kv"]),
+            kv_cache_prefix=asked["kv_cache_prefix"],
+            several_logits=self._card.speculative_target,
+            compute_context=asked["compute_context"] or self._card.compute_context,
+            kv_head_copies=asked["kv_head_copies"],
+            sampler=self._card.sampler,
+            blocking=asked["blocking"] or self._card.blocking,
+        )
+        make = partial(self._prepare, spec, check_graph)
+        folder = asked["export_dir"]
+        request = stages.ExportRequest(self._source, spec, self._facts, make, self._identity(), folder)
+        self._program = stages.export(request, ArtifactStore(), self.progress)
+        self._exported_as = {**asked, "compute_context": spec.compute_context}
         self._forget_compiled()
         return str(self._program.onnx_path())
 
-    def _prepare(self, spec: ExportSpec) -> Source:
+    def _prepare(self, spec: ExportSpec, check_graph: Callable[[GraphSpec], None]) -> Source:
         skeleton, _ = self._source.skeleton()
         retained = with_copied_heads(retain(skeleton, rolling=not spec.retain_full_kv), spec.kv_head_copies)
         check_steered(retained, spec)
         if isinstance(retained, RetainedModule):
             retained.sampler, retained.blocking = spec.sampler, spec.blocking
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
-        self._check_graph(graph)
+        check_graph(graph)
         return Source(
             module=retained,
             graph=graph,
@@ -255,11 +259,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
             self._exported_as = None
         elif self._exported_as not in (None, graph):
             self._program = None
-        self._check_graph = partial(chosen.check_graph, own=own)
-        try:
-            program = self._program_or(onnx_path, lambda: self.export(**graph))
-        finally:
-            self._check_graph = lambda graph: None
+        check_graph = partial(chosen.check_graph, own=own)
+        program = self._program_or(onnx_path, lambda: self._export(graph, check_graph))
         check_symbols(program.graphs["lm"].spec, spec)
         self._forget_compiled()
         self.progress("compile")
@@ -269,7 +270,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
 
     def _graph_options(self, steering: Mapping[str, Any], **given: Any) -> dict[str, Any]:
         """What the program that is compiled is exported with: as the last one was, where nothing else is said."""
-        usual = {"export_dir": None, "use_onnx_subfunctions": False, "retain_full_kv": False, "kv_cache_prefix": None}
+        usual: dict[str, Any] = {"export_dir": None, "use_onnx_subfunctions": False, "retain_full_kv": False}
+        usual |= {"kv_cache_prefix": None, "blocking": None}
         said = {name: value for name, value in given.items() if value}
         return {**usual, **(self._exported_as or {}), **said, **steering}
 
