@@ -127,6 +127,12 @@ class GraphSpec:
         return any(t.name == NEXT_TOKENS for t in self.outputs)
 
     @property
+    def guesses(self) -> int:
+        """How many tokens further ahead than the next one there are logits of, beside those of the next."""
+        logits = next((t for t in self.outputs if t.name == "logits"), None)
+        return 0 if logits is None or len(logits.shape) < 4 else int(logits.shape[2]) - 1
+
+    @property
     def answer(self) -> str:
         """The output that says what comes next."""
         return NEXT_TOKENS if self.chooses_tokens else "logits"

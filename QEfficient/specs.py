@@ -81,6 +81,19 @@ class BlockingSpec:
 _BLOCK_AXES = {"num_kv_blocks": "kv", "num_q_blocks": "q", "head_block_size": "h", "num_batch_blocks": "b"}
 
 
+PROJECTED = "turbo"
+"""What Qualcomm's library calls a target with projections."""
+
+
+@dataclass(frozen=True)
+class ProjectionSpec:
+    """Projections behind the last layer, each of which guesses a token further ahead than the output embedding says."""
+
+    heads: int
+    layers: int
+    """Of each."""
+
+
 @dataclass(frozen=True)
 class ExportSpec:
     """Everything that changes the exported graph, besides the model itself."""
@@ -100,6 +113,8 @@ class ExportSpec:
     """Logits of as many last tokens as `num_logits_to_keep` is long: for the target of speculative decoding."""
     compute_context: bool = False
     """Attention reads as many slots as `comp_ctx_lengths` is long, at most `ctx_len`."""
+    projections: ProjectionSpec | None = None
+    """Each of these logits comes with those of the tokens behind: for a target that guesses by itself."""
     sampler: SamplerSpec | None = None
     kv_head_copies: int = 1
     """How often the state holds each head of keys and values: so that several devices can share its heads evenly."""

@@ -246,12 +246,22 @@ def _add_calls(parser: Parser) -> None:
         metavar="1,3,7",
         help="tokens that one run can try ahead on a card, a shape for each number; with --prompt-lookup",
     )
+    add_projections(group)
     group.add_argument("--include-sampler", action="store_true", help="the program chooses the tokens itself")
     add_sampler_width(group)
     group.add_argument(
         "--replicate-kv-heads",
         action="store_true",
         help="hold keys and values several times, so that the cards of --device-group share them evenly",
+    )
+
+
+def add_projections(group: Any) -> None:
+    """What a checkpoint may bring to guess tokens with."""
+    group.add_argument(
+        "--projections",
+        action="store_true",
+        help="the program guesses tokens to try ahead, with the checkpoint's projections (speculator.safetensors)",
     )
 
 

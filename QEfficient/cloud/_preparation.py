@@ -18,14 +18,15 @@ from QEfficient.demo import DEMO_NAME
 from QEfficient.devices import Device, device_class, get_device
 from QEfficient.errors import ArtifactError, DeviceError, OptionError, UnsupportedModelError
 from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled, load_exported
-from QEfficient.specs import CompileSpec, ExportSpec
+from QEfficient.specs import PROJECTED, CompileSpec, ExportSpec
 from QEfficient.transformers.models.card_options import TARGET, Shapes, check_device, read_qaic_config, shaped
 
 logger = logging.getLogger(__name__)
 
 READ_IN_PART = ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode", "ccl_enabled")
 KINDS = (
-    *READ_IN_PART, "num_speculative_tokens", "prefill_only", "include_sampler", "max_top_k_ids", "replicate_kv_heads",
+    *READ_IN_PART, "num_speculative_tokens", "projections", "prefill_only", "include_sampler", "max_top_k_ids",
+    "replicate_kv_heads",
 )  # fmt: skip
 """Flags for other kinds of calls; a draft model has none of them."""
 CARD_OPTIONS = (
@@ -101,6 +102,8 @@ def qaic_config(arguments: argparse.Namespace) -> dict[str, Any]:
         config["ccl_enabled"] = True
     if given(arguments, ("speculative_target", "num_speculative_tokens")):
         config["speculative_model_type"] = TARGET
+    if given(arguments, ("projections",)):
+        config["speculative_model_type"] = PROJECTED
     return config
 
 
@@ -263,7 +266,7 @@ def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledPr
     """A program compiled from its exported folder, without its model."""
     device, spec = chosen_device(arguments), compile_spec(arguments)
     device.own_options(spec.device_options)
-    made = given(arguments, ("include_sampler", "replicate_kv_heads"))
+    made = given(arguments, ("include_sampler", "replicate_kv_heads", "projections"))
     if made:
         flags = ", ".join("--" + name.replace("_", "-") for name in made)
         raise UsageError(f"{flags} shapes the graph, which --onnx-path names already. Export it so (export --help).")

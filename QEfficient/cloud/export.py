@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from QEfficient.cloud._arguments import Parser, add_export, add_model, add_sampler_width, positive, switch
+from QEfficient.cloud._arguments import (
+    Parser,
+    add_export,
+    add_model,
+    add_projections,
+    add_sampler_width,
+    positive,
+    switch,
+)
 
 HELP = "Write a model as an ONNX program, or find it; print the path."
 EXAMPLES = """\
@@ -25,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--mxint8-kv-cache", nargs="?", type=switch, help=argparse.SUPPRESS)  # compile decides that
     group = parser.add_argument_group("kinds of calls", "for compile --onnx-path with the same flags or numbers")
     group.add_argument("--speculative-target", action="store_true", help="for compile --num-speculative-tokens")
+    add_projections(group)
     group.add_argument("--ccl-enabled", action="store_true", help="for compile --comp-ctx-lengths-… or --ccl-enabled")
     group.add_argument("--include-sampler", action="store_true", help="the program chooses the tokens itself")
     add_sampler_width(group)

@@ -117,6 +117,8 @@ class Limits:
     decode_chunk: int = 1
     """Most tokens of a row that counts among the `decode_rows`: more than one where tokens can be tried ahead in such a
     run."""
+    guesses: int = 0
+    """How many tokens behind the next one the program guesses; what, `Session.guesses` says after a run."""
     choice: ChoiceLimits | None = None
     """The program chooses tokens itself: of its logits all are 0 but that of the token, which is 1."""
     paging: Paging | None = None
@@ -192,6 +194,9 @@ class Session(ABC):
     """Live buffers and state of one compiled program. Not thread-safe."""
 
     limits: Limits
+    guesses: np.ndarray | None = None
+    """Of a program that guesses, `[tokens whose logits were wanted, guesses]`: what it takes for the likeliest tokens
+    behind the next one, of the last run."""
 
     @abstractmethod
     def run(self, batch: Batch) -> np.ndarray:
@@ -281,6 +286,7 @@ class Device(ABC):
     options: Mapping[str, type] = {}
     """Names and types of this device's own compile options."""
     chooses_tokens = True
+    takes_guesses = True
     """Whether it runs programs that choose tokens themselves."""
     has_ids = False
     """Whether there may be several of it, which `load` tells apart by numbers."""

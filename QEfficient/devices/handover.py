@@ -50,16 +50,21 @@ class HandOverSession(Session):
         short = [row for row in batch.rows if self.limits.is_short(row)]
         long = [row for row in batch.rows if not self.limits.is_short(row)]
         by_slot: dict[int, np.ndarray] = {}
+        guessed: dict[int, np.ndarray] = {}
         for session, rows in ((self._prefill, long), (self._decode, short)):
-            by_slot |= self._run(session, rows) if rows else {}
+            if not rows:
+                continue
+            by_slot |= _by_slot(rows, self._run(session, rows))
+            if session.guesses is not None:
+                guessed |= _by_slot(rows, session.guesses)
+        if self.limits.guesses:
+            self.guesses = np.concatenate([guessed[row.slot] for row in batch.rows])
         return np.concatenate([by_slot[row.slot] for row in batch.rows])
 
-    def _run(self, session: SlottedSession, rows: Sequence[Row]) -> dict[int, np.ndarray]:
+    def _run(self, session: SlottedSession, rows: Sequence[Row]) -> np.ndarray:
         self._bring(session, [row.slot for row in rows if row.start])
         self._owners |= {row.slot: session for row in rows}
-        logits = session.run(Batch(tuple(rows)))
-        ends = np.cumsum([row.logits for row in rows])
-        return {row.slot: logits[end - row.logits : end] for row, end in zip(rows, ends, strict=True)}
+        return session.run(Batch(tuple(rows)))
 
     def _bring(self, session: SlottedSession, slots: Iterable[int]) -> None:
         """Copy the states of these slots from the session that has them."""
@@ -92,8 +97,14 @@ class HandOverSession(Session):
             self._decode.close()
 
 
+def _by_slot(rows: Sequence[Row], values: np.ndarray) -> dict[int, np.ndarray]:
+    """What belongs to each row of a run, of values for every token whose logits were wanted."""
+    ends = np.cumsum([row.logits for row in rows])
+    return {row.slot: values[end - row.logits : end] for row, end in zip(rows, ends, strict=True)}
+
+
 def _check_alike(prefill: Limits, decode: Limits) -> None:
-    for name in ("slots", "ctx_len"):
+    for name in ("slots", "ctx_len", "guesses"):
         mine, other = getattr(prefill, name), getattr(decode, name)
         if mine != other:
             raise OptionError(

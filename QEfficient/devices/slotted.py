@@ -129,7 +129,8 @@ class SlottedSession(Session):
             raise DeviceError(f"the graph needs the input '{unfed[0]}', which a session for text does not feed.")
         limits = slotted_limits(spec, graph.context.positions)
         keeps = all(_is_addressed(state) for state in graph.states)
-        self.limits = replace(limits, keeps_slots=keeps, choice=choosing.choice_limits(graph))
+        choice = choosing.choice_limits(graph)
+        self.limits = replace(limits, keeps_slots=keeps, guesses=graph.guesses, choice=choice)
         self._graph = graph
         self._continuous_batching = graph.continuous_batching
         self._controls = {tensor.name for tensor in graph.controls}
@@ -138,8 +139,8 @@ class SlottedSession(Session):
 
     @abstractmethod
     def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        """Run one call, keep the state; return logits `[rows, kept, vocabulary]` of any float type, or where the graph
-        chooses tokens these, `[rows, kept, 1]`."""
+        """Run one call, keep the state; return logits `[rows, kept, vocabulary]` of any float type; `[rows, kept, 1 +
+        guesses, vocabulary]` of a graph that guesses; of one that chooses tokens these, `[rows, kept, 1]`."""
 
     def states(self) -> dict[str, np.ndarray]:
         """A copy of every state tensor, by input name."""
@@ -156,7 +157,11 @@ class SlottedSession(Session):
         by_slot: dict[int, np.ndarray] = {}
         for rows in (long, short):
             by_slot |= self._run(rows) if rows else {}
-        return np.concatenate([by_slot[row.slot] for row in batch.rows])
+        logits = np.concatenate([by_slot[row.slot] for row in batch.rows])
+        if logits.ndim == 2:
+            return logits
+        self.guesses = logits[:, 1:].argmax(axis=-1)
+        return np.ascontiguousarray(logits[:, 0])
 
     def _run(self, rows: Sequence[Row]) -> dict[int, np.ndarray]:
         lines = range(len(rows)) if self._continuous_batching else [row.slot for row in rows]

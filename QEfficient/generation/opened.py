@@ -68,7 +68,7 @@ class OpenedProgram:
         limits = self._engine.session.limits
         wish = wish.or_usual(usual_lookup, limits)
         if self._decoding is None or self._decoding[0] != wish:
-            made = make_decoding(wish, self.compiled, limits)
+            made = make_decoding(wish, self.compiled, self._engine.session)
             self._engine.use(made)
             self._forget_decoding()
             self._decoding = wish, made

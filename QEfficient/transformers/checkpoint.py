@@ -194,8 +194,8 @@ class CheckpointWeights:
         self.files = files
 
     def identity(self) -> dict[str, Any]:
-        """What tells this checkpoint from any other, without reading it whole (see `_file_identity`)."""
-        return {"kind": "files", "files": [_file_identity(path) for path in self.files]}
+        """What tells this checkpoint from any other, without reading it whole (see `file_identity`)."""
+        return {"kind": "files", "files": [file_identity(path) for path in self.files]}
 
     def _open(self) -> dict[str, LazyTensor]:
         tensors: dict[str, LazyTensor] = {}
@@ -225,7 +225,7 @@ def _result(value: Any) -> tuple[Any, Any]:
     return value if isinstance(value, tuple) else (value, None)
 
 
-def _file_identity(path: Path) -> dict[str, Any]:
+def file_identity(path: Path) -> dict[str, Any]:
     """Name in the hub's store if there is one (a content hash), else size, time and a digest of sampled bytes."""
     import hashlib
 

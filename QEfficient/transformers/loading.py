@@ -271,10 +271,10 @@ def _refuse_quantized(config: Any, name: str) -> None:
 def _checkpoint_files(name: str, location: str, hub: dict[str, Any]) -> list[Path]:
     """safetensors before pickle, one file before shards."""
     for single in _SINGLE_FILES:
-        found = _find(location, single, hub)
+        found = find_file(location, single, hub)
         if found:
             return [found]
-        index = _find(location, f"{single}.index.json", hub)
+        index = find_file(location, f"{single}.index.json", hub)
         if index:
             return _shards(name, location, index, hub)
     raise WeightsError(
@@ -282,7 +282,8 @@ def _checkpoint_files(name: str, location: str, hub: dict[str, Any]) -> list[Pat
     )
 
 
-def _find(location: str, file: str, hub: dict[str, Any]) -> Path | None:
+def find_file(location: str, file: str, hub: Mapping[str, Any]) -> Path | None:
+    """A file of a model, in its folder or from the hub; None if it has none of that name."""
     folder = Path(location).expanduser()
     if folder.is_dir():
         path = folder / hub.get("subfolder", "") / file
@@ -298,7 +299,7 @@ def _find(location: str, file: str, hub: dict[str, Any]) -> Path | None:
 
 def _shards(name: str, location: str, index: Path, hub: dict[str, Any]) -> list[Path]:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    shards = [(shard, _find(location, shard, hub)) for shard in names]
+    shards = [(shard, find_file(location, shard, hub)) for shard in names]
     missing = [shard for shard, path in shards if path is None]
     if missing:
         raise WeightsError(f"the model '{name}' lacks {len(missing)} of its {len(names)} weight files: {missing[0]}, …")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.last_token import last_token, last_tokens
 from QEfficient.program import COMPUTE_CONTEXT, KEPT_LOGITS, Context
 from QEfficient.specs import BlockingSpec, SamplerSpec
@@ -13,6 +14,7 @@ from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
 from QEfficient.transformers.observe import accepts, passes_on
 from QEfficient.transformers.positions import RetainedLookups, lookups
+from QEfficient.transformers.projections import Projections
 from QEfficient.transformers.retained_state import RetainedCache, StatePlan, blocks_of
 from QEfficient.transformers.rotary import trained_length
 from QEfficient.transformers.sampling_head import Call, Controls, choose_tokens
@@ -21,6 +23,22 @@ from QEfficient.transformers.sampling_head import Call, Controls, choose_tokens
 def in_model_dtype(logits: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     """Some models widen their logits; the contract's are of the program's dtype."""
     return logits.to(next(p.dtype for p in model.parameters() if p.is_floating_point()))
+
+
+def output_embedding(model: Any) -> torch.nn.Module | None:
+    """What a model's logits come from, if it says so."""
+    found: torch.nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return found
+
+
+def width_of(model: Any) -> int:
+    """Of what its output embedding sees."""
+    weight = getattr(output_embedding(model), "weight", None)
+    if weight is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} names no output embedding, which projections stand before."
+        )
+    return int(weight.shape[-1])
 
 
 class RetainedModule(torch.nn.Module):
@@ -39,6 +57,8 @@ class RetainedModule(torch.nn.Module):
         self.context = Context(trained=trained_length(model))
         self.sampler: SamplerSpec | None = None
         """It ends in tokens then, and takes the sampler's memory behind its own states."""
+        self.projections: Projections | None = None
+        """Logits come with those of the tokens behind then."""
         self.blocking: BlockingSpec | None = None
         self.steps: dict[str, StepRecord] = {}
         """Filled while tracing: the bodies that the recurrent nodes need."""
@@ -56,7 +76,7 @@ class RetainedModule(torch.nn.Module):
         cache = RetainedCache(self.plans, own, position_ids, batch_index, self._context(own), reads)
         cache.blocks = blocks_of(self.blocking)
         tables = RetainedLookups(self.position_lookups, position_ids)
-        selection = LastRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS))
+        selection = LastRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS), self.projections)
         with cache.running(), installed(), lookups(tables), selection:
             output = self.model(**self._arguments(input_ids, cache))
             new_states = cache.next_states()
@@ -111,13 +131,21 @@ class LastRowsOnly:
     """While active, the output embedding sees the last token only, or as many as `kept` is long: a vocabulary-wide row
     for each token is wasted."""
 
-    def __init__(self, model: Any, position_ids: torch.Tensor, kept: torch.Tensor | None = None) -> None:
-        self.head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        self.position_ids, self.kept = position_ids, kept
+    def __init__(
+        self,
+        model: Any,
+        position_ids: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        projections: Projections | None = None,
+    ) -> None:
+        self.head = output_embedding(model)
+        self.position_ids, self.kept, self.projections = position_ids, kept, projections
         self.done = False
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of these rows: all that there are, if the output embedding saw no others."""
+        if self.projections is not None and not self.done:
+            raise UnsupportedModelError("its output embedding is not what its logits come from: no projections.")
         return logits if self.done else self._chosen(logits)
 
     def _chosen(self, values: torch.Tensor) -> torch.Tensor:
@@ -130,7 +158,8 @@ class LastRowsOnly:
         if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3 or self.done:
             return None
         self.done = True
-        return (self._chosen(hidden), *args[1:])
+        chosen = self._chosen(hidden)
+        return (chosen if self.projections is None else self.projections(chosen), *args[1:])
 
     def __enter__(self) -> LastRowsOnly:
         self.handle = self.head.register_forward_pre_hook(self._select) if self.head is not None else None

@@ -74,7 +74,8 @@ def causal_signature(
         name = state_name(plan.kind, plan.layer, plan.index, spec.kv_cache_prefix)
         states.append(StateSpec(TensorSpec(name, dtype_name(plan.dtype), shape), plan.kind, plan.layer, plan.window))
     kept = KEPT_LOGITS if spec.several_logits else 1
-    outputs = [TensorSpec("logits", logits_dtype, ("batch_size", kept, vocab_size))]
+    each = () if spec.projections is None else (1 + spec.projections.heads,)
+    outputs = [TensorSpec("logits", logits_dtype, ("batch_size", kept, *each, vocab_size))]
     if spec.sampler is not None:
         inputs += _sampler_inputs(spec.sampler, vocab_size)
         outputs = [TensorSpec(NEXT_TOKENS, "int64", ("batch_size", kept, 1))]

@@ -129,6 +129,8 @@ def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> 
         raise UnsupportedModelError(
             f"{name} computes its whole context again, and chooses no tokens: no include_sampler."
         )
+    if spec.projections is not None and not isinstance(retained, RetainedModule):
+        raise UnsupportedModelError(f"{name} computes its whole context again, and takes no projections.")
     if spec.compute_context and not any(plan.kind == "key" and not plan.rolling for plan in retained.plans):
         raise UnsupportedModelError(f"{name} has no layer that reads a whole context: leave comp_ctx_lengths out.")
     attending = [plan for plan in retained.plans if plan.kind == "key" and plan.direct and not plan.rolling]
@@ -145,6 +147,7 @@ def transform_names(retained: RetainedModule | ReplayModule, spec: ExportSpec) -
         "mixers.install": any(plan.kind in ("conv", "recurrent") for plan in retained.plans),
         with_copied_heads.__name__: any(plan.copies > 1 for plan in retained.plans),
         "choose_tokens": spec.sampler is not None,
+        "Projections": spec.projections is not None,
         "blocked_attention": spec.blocking is not None,
     }
     return (install_seams.__name__, *families, type(retained).__name__, *(name for name, done in asked.items() if done))

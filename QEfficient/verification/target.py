@@ -34,6 +34,7 @@ from QEfficient.transformers.models.card_options import (
     shaped,
 )
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
+from QEfficient.transformers.models.projected import open_projections
 from QEfficient.transformers.models.stages import compile_program
 
 SHORTEST_CONTEXT = 64
@@ -90,13 +91,22 @@ class Target:
         if self.program is None:
             return read_qaic_config(self.qaic_config)
         there = _inputs(self.program)
-        return CardConfig(KEPT_LOGITS in there, COMPUTE_CONTEXT in there)
+        guesses = bool(self.program.graphs["lm"].spec.guesses)
+        return CardConfig(KEPT_LOGITS in there, COMPUTE_CONTEXT in there, projections=guesses)
+
+    @property
+    def _guesses(self) -> int:
+        """How many tokens ahead the program guesses, or will guess."""
+        if self.program is not None:
+            return self.program.graphs["lm"].spec.guesses
+        projections = open_projections(self._card, self.source)
+        return 0 if projections is None else projections.spec.heads
 
     def _shapes(self, ctx_len: int) -> Shapes:
         """The kinds of calls that were asked for; some of each kind that the graph is for where none was."""
         given = {name: value for name, value in self.geometry.items() if name in _shape_names(Shapes)}
         if self._card.speculative_target:
-            given.setdefault("num_speculative_tokens", DEFAULT_AHEAD)
+            given.setdefault("num_speculative_tokens", self._guesses or DEFAULT_AHEAD)
         if self._card.compute_context and self.program is not None and not Shapes(**given).reads_less:
             half, quarter = -(-ctx_len // 2), -(-ctx_len // 4)
             given |= {"comp_ctx_lengths_prefill": [quarter], "comp_ctx_lengths_decode": [half, ctx_len]}
@@ -166,7 +176,8 @@ def _check_config(program: ExportedProgram, config: CardConfig) -> None:
     """Refuse what an exported graph has not, or does not tell."""
     there = _inputs(program)
     asked = {
-        "speculative_model_type": config.speculative_target and KEPT_LOGITS not in there,
+        "speculative_model_type": (config.speculative_target and KEPT_LOGITS not in there)
+        or (config.projections and not program.graphs["lm"].spec.guesses),
         "ccl_enabled": config.compute_context and COMPUTE_CONTEXT not in there,
         "replicate_kv_heads": config.replicate_kv_heads,
     }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import Cli, Home, Result
+from safetensors.torch import save_file
 
 from QEfficient.cloud import verify
 from QEfficient.cloud._arguments import UsageError
@@ -15,6 +19,7 @@ from QEfficient.cloud._preparation import compile_spec, draft_program, qaic_conf
 from QEfficient.cloud.main import command_parser, load_command
 from QEfficient.errors import OptionError
 from QEfficient.program import COMPUTE_CONTEXT, KEPT_LOGITS, NEXT_TOKENS, CompiledProgram, load_compiled, load_exported
+from QEfficient.transformers.projections import WEIGHTS
 from QEfficient.verification import ladder
 
 GEOMETRY = ("--device", "reference", "--ctx-len", "64", "--prompt-len", "8")
@@ -40,6 +45,7 @@ def read(command: str, *words: str) -> argparse.Namespace:
         ("--ccl-enabled", None, True),
         ("--include-sampler", None, True),
         ("--replicate-kv-heads", None, True),
+        ("--projections", None, True),
     ],
 )
 def test_both_spellings(command: str, flag: str, value: str | None, found: Any) -> None:
@@ -193,3 +199,18 @@ def test_a_model_that_cannot_is_refused_in_one_line(cli: Cli, home: Home, tmp_pa
     result = cli("compile", tmp_path / "mamba", *GEOMETRY, "--num-speculative-tokens", "3")
     assert "recurrent states cannot go back" in result.error
     assert "Leave include_sampler out" in cli("compile", home.model, "--device", "cpu", "--include-sampler").error
+
+
+def test_projections(cli: Cli, scratch: Path, model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "projected"
+    shutil.copytree(model_folder, folder)
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    (folder / "speculator_config.json").write_text('{"turbo_num_heads": 1, "turbo_num_layers": 1}')
+    sizes = {"weight": (width, width), "bias": (width,)}
+    save_file({f"projections.0.0.linear.{kind}": torch.zeros(size) for kind, size in sizes.items()}, folder / WEIGHTS)
+    guessing, plain = (cli("infer", folder, *GEOMETRY, *PROMPT, *flag) for flag in (["--projections"], []))
+    assert guessing.code == plain.code == 0, guessing.err
+    said, expected = json.loads(guessing.out), json.loads(plain.out)
+    assert said["outputs"][0]["text"] == expected["outputs"][0]["text"]
+    assert said["metrics"]["drafted_tokens"] > expected["metrics"]["drafted_tokens"] == 0
+    assert "has no speculator_config.json" in cli("verify", model_folder, *GEOMETRY, "--projections").error

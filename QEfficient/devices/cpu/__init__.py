@@ -31,6 +31,7 @@ class CpuDevice(Device):
     name = "cpu"
     options = OPTION_TYPES
     chooses_tokens = False
+    takes_guesses = False
     in_small_pieces: Mapping[str, Any] = MappingProxyType({"max_tokens": 8})
 
     @classmethod
@@ -56,6 +57,11 @@ class CpuDevice(Device):
             raise OptionError(
                 "the program chooses tokens itself; for device 'cpu' they are chosen on the host, where every option of"
                 " sampling works. Export it without include_sampler."
+            )
+        if graph.guesses:
+            raise OptionError(
+                "the program guesses tokens behind the next one, which device 'cpu' does not run. Export it without"
+                " speculative_model_type, and use prompt lookup or a draft model."
             )
         write_specializations(folder / "specializations.json", spec.specializations(graph.windows))
         return compile_graph(program, spec, read_options(spec.device_options), folder)

@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from QEfficient.devices import Limits, get_device
+from QEfficient.devices import Limits, Session, get_device
 from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.generation.decoding import Decoding, Drafting
 from QEfficient.generation.decoding.draft_model import LOOKAHEAD as DRAFT_LOOKAHEAD
 from QEfficient.generation.decoding.draft_model import DraftModel
 from QEfficient.generation.decoding.on_device import OnDevice
 from QEfficient.generation.decoding.one_token import OneToken
+from QEfficient.generation.decoding.projections import ProjectionDrafts
 from QEfficient.generation.decoding.prompt_lookup import LOOKAHEAD, PromptLookup
 from QEfficient.program import CompiledProgram
 
-NAMES = ("plain", "prompt_lookup")
+NAMES = ("plain", "prompt_lookup", "projections")
 
 
 @dataclass(frozen=True)
 class DecodingChoice:
-    """What was asked for; by default plain decoding. Two that are equal mean the same decoding."""
+    """What was asked for; by default plain decoding, unless the program guesses. Two that are equal mean one."""
 
     named: str | Decoding | None = None
     draft: CompiledProgram | None = None
@@ -45,17 +46,20 @@ class DecodingChoice:
 
     @property
     def speculative(self) -> bool:
-        return self.draft is not None or self.named == "prompt_lookup" or isinstance(self.named, Drafting)
+        named = isinstance(self.named, str) and self.named != "plain"
+        return self.draft is not None or named or isinstance(self.named, Drafting)
 
     def or_usual(self, lookahead: int | None, limits: Limits) -> DecodingChoice:
         """Prompt lookup in place of nothing, if the model's own config wants it and the session can do it."""
-        if lookahead is None or self.named is not None or self.draft is not None or why_not_ahead(limits):
+        said = self.named is not None or self.draft is not None
+        if lookahead is None or said or limits.guesses or why_not_ahead(limits):
             return self
         return DecodingChoice("prompt_lookup", lookahead=lookahead)
 
 
-def make_decoding(choice: DecodingChoice, compiled: CompiledProgram, limits: Limits) -> Decoding:
-    """The decoding for a session of `compiled` with these limits. A draft model's session is opened for it."""
+def make_decoding(choice: DecodingChoice, compiled: CompiledProgram, session: Session) -> Decoding:
+    """The decoding for a session of `compiled`. A draft model's session is opened for it."""
+    limits = session.limits
     obstacle = why_not_ahead(limits) if choice.speculative else ""
     if obstacle:
         raise OptionError(
@@ -68,6 +72,8 @@ def make_decoding(choice: DecodingChoice, compiled: CompiledProgram, limits: Lim
         return _draft_model(choice.draft, compiled, DRAFT_LOOKAHEAD if choice.lookahead is None else choice.lookahead)
     if choice.named == "prompt_lookup":
         return PromptLookup(LOOKAHEAD if choice.lookahead is None else choice.lookahead)
+    if choice.named == "projections" or (choice.named is None and limits.guesses and not why_not_ahead(limits)):
+        return ProjectionDrafts(session)
     return OneToken() if isinstance(choice.named, str) or choice.named is None else choice.named
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 from QEfficient.devices import Device
 from QEfficient.errors import OptionError, did_you_mean
-from QEfficient.specs import BlockingSpec, CompileSpec, SamplerSpec, check_compute_contexts
+from QEfficient.specs import PROJECTED, BlockingSpec, CompileSpec, SamplerSpec, check_compute_contexts
 from QEfficient.transformers.models import blocking
 from QEfficient.transformers.models.compute_contexts import automatic_lists, of_phases, unreached
 
 TARGET = "target"
-SPECULATIVE_MODEL_TYPES = (TARGET, "turbo")
+SPECULATIVE_MODEL_TYPES = (TARGET, PROJECTED)
 NOT_YET = "is not supported by this release"
 LATER = ("mla_absorption",)
 SAMPLER = ("include_sampler", "return_pdfs", "include_guided_decoding", "max_top_k_ids")
-SILENT = ("pretrained_model_name_or_path", *blocking.KEYS)
+PROJECTIONS_PLACE = "pretrained_model_name_or_path"
+SILENT = (PROJECTIONS_PLACE, *blocking.KEYS)
 """Without effect by themselves."""
 
 
@@ -31,6 +32,10 @@ class CardConfig:
     replicate_kv_heads: bool = False
     sampler: SamplerSpec | None = None
     blocking: BlockingSpec | None = None
+    projections: bool = False
+    """A target that guesses by itself, with projections that lie beside its weights."""
+    projections_place: str | None = None
+    """Of another model than the one that is opened."""
 
 
 def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
@@ -47,16 +52,16 @@ def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
         raise OptionError(
             f"qaic_config['speculative_model_type'] is {kind!r}; it can be {' or '.join(SPECULATIVE_MODEL_TYPES)}."
         )
-    if kind is not None and kind != TARGET:
-        raise NotImplementedError(f"qaic_config['speculative_model_type'] = '{kind}' {NOT_YET}.")
     if kind is not None and used.get("include_sampler"):
         raise OptionError("qaic_config: a target of speculative decoding does not choose tokens (include_sampler).")
     return CardConfig(
-        kind == TARGET,
+        kind is not None,
         bool(used.get("ccl_enabled")),
         bool(used.get("replicate_kv_heads")),
         _sampler(used),
         blocking.read_blocking(given or {}),
+        kind == PROJECTED,
+        used.get(PROJECTIONS_PLACE),
     )
 
 
@@ -119,6 +124,11 @@ def check_device(config: CardConfig, device: Device) -> None:
             f"include_sampler was asked for, but for device '{device.name}' tokens are chosen on the host, where every"
             " option of sampling works. Leave include_sampler out."
         )
+    if config.projections and not device.takes_guesses:
+        raise OptionError(
+            f"speculative_model_type '{PROJECTED}' was asked for, but device '{device.name}' runs no"
+            " projections. Leave it out and use prompt lookup or a draft model, which need no other program there."
+        )
 
 
 def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec:
@@ -126,7 +136,7 @@ def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec
     if shapes.prefill_only is not None and not isinstance(shapes.prefill_only, bool):
         raise TypeError(f"prefill_only must be True, False or None, not {shapes.prefill_only!r}.")
     ahead = numbers("num_speculative_tokens", shapes.num_speculative_tokens)
-    if config.speculative_target and not ahead:
+    if config.speculative_target and not config.projections and not ahead:
         raise TypeError(
             "num_speculative_tokens is needed: the model was loaded as the target of speculative decoding"
             " (qaic_config['speculative_model_type'])."

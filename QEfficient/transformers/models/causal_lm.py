@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Watch, get_device
-from QEfficient.errors import OptionError, WrongTaskError, did_you_mean
+from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.generation.decoding import Decoding
-from QEfficient.generation.defaults import recorded
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.metrics import CloudAI100ExecInfo, average, exec_info
 from QEfficient.generation.opened import OpenedProgram
@@ -24,8 +22,9 @@ from QEfficient.generation.request import RequestOutput
 from QEfficient.generation.script_options import chosen_params
 from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
-from QEfficient.program import CompiledProgram, GraphSpec, ModelFacts
+from QEfficient.program import CompiledProgram, GraphSpec
 from QEfficient.specs import BlockingSpec, CompileSpec, ExportSpec, SamplingParams
+from QEfficient.transformers.checkpoint import Sink
 from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
@@ -38,27 +37,19 @@ from QEfficient.transformers.models.card_options import (
     read_qaic_config,
     shaped,
 )
+from QEfficient.transformers.models.causal_facts import causal_facts
 from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
 from QEfficient.transformers.models.inputs import Prompts, read_prompts
-from QEfficient.transformers.models.sampling_options import Choosing, read_choosing, token_ids
+from QEfficient.transformers.models.projected import open_projections
+from QEfficient.transformers.models.sampling_options import Choosing, read_choosing
 from QEfficient.transformers.models.script_keywords import PROMPTS_FILE, ScriptKeywords, take_keywords
 from QEfficient.transformers.models.verbatim_shapes import check_symbols, shapes_of, verbatim_spec
-from QEfficient.transformers.retained_module import RetainedModule
-from QEfficient.transformers.signature import causal_signature
+from QEfficient.transformers.retained_module import RetainedModule, width_of
+from QEfficient.transformers.signature import causal_signature, torch_dtype
 from QEfficient.transformers.transform import check_steered, retain, transform_names, weight_aliases, with_copied_heads
 
 logger = logging.getLogger(__name__)
 
-GENERATION_CONFIG_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
-SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LATER_OPTIONS = ("decode_only",)
 """Options of Qualcomm's library that nothing of ours does; refused when they are used."""
 WITHOUT_EFFECT = (
@@ -91,7 +82,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         self._card = read_qaic_config(qaic_config)
         opened = isinstance(model, ModelSource)
         source = model if opened else open_source(model, transformers.AutoModelForCausalLM, options)
-        super().__init__(source, _facts(source))
+        self._projections = open_projections(self._card, source)
+        if self._projections is not None and source.live is None:
+            source.config.speculative_config = dict(self._projections.config)  # where scripts read it
+        super().__init__(source, causal_facts(source))
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
         self._exported_as: dict[str, Any] | None = None  # the options of the last export
@@ -127,8 +121,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
     def ccl_enabled(self) -> bool:
         return self._card.compute_context
 
+    @property
+    def _guesses(self) -> int | None:
+        """How many tokens ahead the program will guess, if it does."""
+        return None if self._projections is None else self._projections.spec.heads
+
     def _identity(self) -> dict[str, Any]:
-        return {"qeff_auto_class": type(self).__name__, "max_seq_len_cached": self.max_seq_len_cached}
+        own = {"qeff_auto_class": type(self).__name__, "max_seq_len_cached": self.max_seq_len_cached}
+        return own if self._projections is None else {**own, "projections": self._projections.identity()}
 
     # the verbs
 
@@ -173,6 +173,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
             several_logits=self._card.speculative_target,
             compute_context=asked["compute_context"] or self._card.compute_context,
             kv_head_copies=asked["kv_head_copies"],
+            projections=None if self._projections is None else self._projections.spec,
             sampler=self._card.sampler,
             blocking=asked["blocking"] or self._card.blocking,
         )
@@ -185,24 +186,31 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         return str(self._program.onnx_path())
 
     def _prepare(self, spec: ExportSpec, check_graph: Callable[[GraphSpec], None]) -> Source:
-        skeleton, _ = self._source.skeleton()
+        skeleton, mode = self._source.skeleton()
         retained = with_copied_heads(retain(skeleton, rolling=not spec.retain_full_kv), spec.kv_head_copies)
         check_steered(retained, spec)
         if isinstance(retained, RetainedModule):
             retained.sampler, retained.blocking = spec.sampler, spec.blocking
+            if self._projections is not None:
+                retained.projections = self._projections.skeleton(width_of(skeleton), torch_dtype(spec.dtype), mode)
         graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
         check_graph(graph)
         return Source(
             module=retained,
             graph=graph,
             stem=self._facts.name,
-            stream=lambda sink: self._source.weights.stream(skeleton, sink),
+            stream=partial(self._stream, skeleton),
             aliases=weight_aliases(retained),
             steps=retained.steps,
             notes=retained.notes(),
             layers=layers_of(retained),
             transforms=transform_names(retained, spec),
         )
+
+    def _stream(self, skeleton: Any, sink: Sink) -> None:
+        self._source.weights.stream(skeleton, sink)
+        if self._projections is not None:
+            self._projections.stream(sink, "projections")
 
     def compile(
         self,
@@ -243,7 +251,8 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         else:
             slots = full_batch_size, kv_cache_batch_size
             spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, *slots, options, prefill_only=prefill_only)
-            shapes = Shapes(num_speculative_tokens, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
+            ahead = num_speculative_tokens or self._guesses
+            shapes = Shapes(ahead, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
         stages.check_batching(self.continuous_batching, spec)
         spec = shaped(spec, shapes, self._card)
         own = chosen.own_options(options)
@@ -436,50 +445,3 @@ def _refuse_others(options: dict[str, Any]) -> None:
     for name in options:
         if name not in WITHOUT_EFFECT:
             raise OptionError(f"export does not know the option '{name}'.{did_you_mean(name, WITHOUT_EFFECT)}")
-
-
-def _class_name(source: ModelSource) -> str:
-    if source.live is not None:
-        return type(source.live).__name__
-    mapped = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(source.config.model_type)
-    return str(mapped or (source.config.architectures or [""])[0])
-
-
-def _facts(source: ModelSource) -> ModelFacts:
-    """What the rest of the way needs to know; refuses classes that are no causal language models."""
-    name = _class_name(source)
-    if not name.endswith(("ForCausalLM", "LMHeadModel")) and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        raise WrongTaskError(
-            f"'{name or source.config.model_type}' is no causal language model: a class …ForCausalLM is needed."
-        )
-    text = source.config.get_text_config()
-    generation = _generation_config(source)
-    special = {name: generation.get(name, getattr(text, name, None)) for name in SPECIAL_TOKENS}
-    architectures = getattr(source.config, "architectures", None) or [name]
-    return ModelFacts(
-        name=name,
-        architecture=architectures[0],
-        model_type=source.config.model_type,
-        task="causal-lm",
-        vocab_size=int(text.vocab_size),
-        max_positions=getattr(text, "max_position_embeddings", None),
-        bos_token_id=special["bos_token_id"],
-        eos_token_ids=token_ids(special["eos_token_id"]),
-        pad_token_id=special["pad_token_id"],
-        generation=recorded(generation),
-        source=source.name,
-    )
-
-
-def _generation_config(source: ModelSource) -> dict[str, Any]:
-    """What the model's generation config sets; nothing if it has none."""
-    if source.live is not None:
-        found = getattr(source.live, "generation_config", None)
-    else:
-        hub = {name: value for name, value in source.hub.items() if name in GENERATION_CONFIG_OPTIONS}
-        try:
-            found = transformers.GenerationConfig.from_pretrained(source.location, **hub)
-        except OSError:
-            found = None
-    settings = {} if found is None else found.to_diff_dict()
-    return {name: value for name, value in settings.items() if value is not None}
