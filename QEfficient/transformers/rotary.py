@@ -31,6 +31,14 @@ def trained_length(model: torch.nn.Module) -> int | None:
     return min(lengths, default=None)
 
 
+def context_of(embeds: torch.Tensor) -> Any:
+    """The context that what runs now is compiled for; None where a plain model runs, whose own code sees to it."""
+    cache = RetainedCache.current
+    if isinstance(cache, RetainedCache):
+        return cache.context
+    return embeds.shape[1] if torch.compiler.is_exporting() else None  # nothing is retained: the text is all there
+
+
 def _kinds(module: Any) -> dict[str | None, str]:
     """Layer type (None if there is one for all) → how its frequencies follow the length; without those that do not."""
     found = getattr(module, "rope_type", None)
@@ -45,15 +53,11 @@ def _by_context(module: Any, by_length: Any) -> Any:
 
     @torch.no_grad()
     def forward(x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
-        cache = RetainedCache.current
         own = {} if layer_type is None else {"layer_type": layer_type}
         if layer_type not in _kinds(module):
             return plain(module, x, position_ids, **own)
-        if isinstance(cache, RetainedCache):
-            context = cache.context
-        elif torch.compiler.is_exporting():
-            context = x.shape[1]  # nothing is retained: the text is all there
-        else:
+        context = context_of(x)
+        if context is None:
             return by_length(x, position_ids, **own)
         with _frequencies(module, layer_type, context):
             return plain(module, x, position_ids, **own)

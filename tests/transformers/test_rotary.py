@@ -34,6 +34,13 @@ def llama() -> Any:
     return drawn(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)))
 
 
+def phi_moe() -> Any:
+    """Its code scales cosines and sines besides."""
+    scaled = {**LONGROPE, "short_mscale": 1.2, "long_mscale": 1.4}
+    sizes = {**SIZES, "rope_parameters": scaled, "num_local_experts": 3, "num_experts_per_tok": 2}
+    return drawn(transformers.PhimoeForCausalLM(transformers.PhimoeConfig(**sizes)))
+
+
 @torch.no_grad()
 def greedy(model: Any, prompt: list[int]) -> list[int]:
     tokens = list(prompt)
@@ -49,13 +56,14 @@ def answers(model: Any, prompts: list[list[int]], ctx_len: int) -> list[list[int
     return found
 
 
-@pytest.mark.parametrize("make", [phi, llama])
+@pytest.mark.parametrize("make", [phi, llama, phi_moe])
 def test_short_texts_in_a_short_context(make: Any) -> None:
     assert answers(make(), SHORT, TRAINED) == [greedy(make(), SHORT[0])]
 
 
-def test_long_texts_in_a_long_context() -> None:
-    assert answers(phi(), LONG, 64) == [greedy(phi(), LONG[0])]
+@pytest.mark.parametrize("make", [phi, phi_moe])
+def test_long_texts_in_a_long_context(make: Any) -> None:
+    assert answers(make(), LONG, 64) == [greedy(make(), LONG[0])]
 
 
 def test_every_text_of_a_long_context_has_one_set_of_frequencies(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """A draft model: a smaller program with the same vocabulary says how it would go on, and that is tried.
 
-It keeps its own state of each request, in the blocks of its own session, and catches up with what came without it. Who
-finds no room there is decoded without drafts.
+It keeps its own state of each request, in the blocks or slots of its own session, and catches up with what came without
+it. Who finds no room there is decoded without drafts.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class DraftModel(Speculation):
     ) -> None:
         super().__init__(lookahead, adaptive=adaptive, clock=clock)
         self._session, self._limits = session, session.limits
-        if self._limits.paging is None or not self._limits.paging.shareable:
+        if self._limits.choice is not None or not can_go_back(self._limits):
             raise OptionError(
-                "the draft model's session cannot go back behind drafts that were wrong. Compile it for a device that"
-                " keeps states in blocks (cpu), and choose a model without recurrent states."
+                "the draft model's session cannot go back behind drafts that were wrong. Choose a model without"
+                " recurrent states, compiled without windows that roll (retain_full_kv) and without include_sampler."
             )
         self._chunk = min(self._limits.chunk, self._limits.tokens or self._limits.chunk)
         self._places = places_for(self._limits)
@@ -184,6 +184,11 @@ class DraftModel(Speculation):
             courses = [course for course in courses if len(course.drafts) < course.wanted]
 
 
+def can_go_back(limits: Limits) -> bool:
+    """Whether a sequence may go on from an earlier position than it has reached."""
+    return limits.keeps_slots if limits.paging is None else limits.paging.shareable
+
+
 def batches(rows: Sequence[Row], limits: Limits) -> Iterator[Batch]:
     """The rows in their order, in as many runs as it takes."""
     together: list[Row] = []
@@ -197,7 +202,6 @@ def batches(rows: Sequence[Row], limits: Limits) -> Iterator[Batch]:
 
 
 def _fits(rows: Sequence[Row], limits: Limits) -> bool:
-    counts = [len(row.tokens) for row in rows]
-    single = counts.count(1)
-    within = limits.tokens is None or sum(counts) <= limits.tokens
-    return within and single <= limits.decode_rows and len(rows) - single <= limits.prefill_rows
+    short = sum(limits.is_short(row) for row in rows)
+    within = limits.tokens is None or sum(len(row.tokens) for row in rows) <= limits.tokens
+    return within and short <= limits.decode_rows and len(rows) - short <= limits.prefill_rows

@@ -14,6 +14,7 @@ import pytest
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices import Batch, Row, get_device
 from QEfficient.errors import OptionError
+from QEfficient.generation.decoding.draft_model import DraftModel
 from QEfficient.generation.decoding.speculation import Drafts, Offer, Speculation
 from QEfficient.generation.request import Request
 from QEfficient.program import load_compiled
@@ -89,6 +90,23 @@ def test_one_number_of_tokens_ahead(new_sdk: str, device: str, ahead: int) -> No
     assert ids(answers(wrapped, asked, decoding=Known(ahead, known))) == said
     info = answers(wrapped, asked[:1], prompt_logprobs=0)  # of several tokens in one run
     assert len(info.outputs[0][0].prompt_logprobs) == len(asked[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [SLOTS, ROWS], ids=["slots", "rows"])
+def test_a_draft_model(new_sdk: str, device: str, shape: dict[str, int]) -> None:
+    """On the card too: it goes back in its own slots. Here it is the model itself, so that it is right."""
+    model, asked, said = world("qwen3")
+    own: dict[str, Any] = {"device": device, "num_cores": 8, **CONTEXT, **shape}
+    wrapped, draft = (QEFFAutoModelForCausalLM(model, shape is SLOTS, config) for config in (TARGET, None))
+    wrapped.compile(num_speculative_tokens=3, **own)
+    draft.compile(**own)
+    assert draft.compiled is not None
+    with get_device(device).load(draft.compiled) as session:
+        for _ in range(2):  # again, from what its slots have kept
+            info = answers(wrapped, asked, decoding=DraftModel(session, 3, adaptive=False))
+            assert ids(info) == said
+            assert 0.9 * info.drafted < info.accepted and info.accepted > NEW
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -89,8 +89,10 @@ def test_more_partitions(new_sdk: str, devices: int, partitions: int, used: int)
     assert answers(wrapped) == said
 
 
-def test_every_node_is_where_its_weights_are(new_sdk: str, tmp_path: Path) -> None:
-    wrapped = QEFFAutoModelForCausalLM(of_four_layers(), continuous_batching=True)
+@pytest.mark.parametrize("config", [None, {"include_sampler": True}], ids=["logits", "sampler"])
+def test_every_node_is_where_its_weights_are(new_sdk: str, tmp_path: Path, config: Any) -> None:
+    """A sampler keeps states too, which are no layer's."""
+    wrapped = QEFFAutoModelForCausalLM(of_four_layers(), True, config)
     program = compiled(wrapped, num_devices=4, mdp_num_partitions=4)
     path = with_names(program.program.onnx_path("lm"), tmp_path)
     graph = inline_local_functions(onnx.load(path, load_external_data=False)).graph
@@ -163,11 +165,14 @@ def test_partitions_of_the_user(new_sdk: str, tmp_path: Path, monkeypatch: pytes
     own = compiled(wrapped, **FOUR).folder / "mdp_disagg_4d_2p.json"
     Path("mine.json").write_text(own.read_text())
     Path("slices.json").write_text(json.dumps({"partitions": [partition(0, 1)]}))
-    for name, devices in (("mine.json", 4), ("slices.json", 2)):
-        program = compiled(wrapped, mdp_load_partition_config=name)
+    for name, devices, more in (("mine.json", 4, {}), ("slices.json", 2, {"num_devices": 2})):
+        program = compiled(wrapped, mdp_load_partition_config=name, **more)
         assert program.report["devices"] == devices
-        assert f"-mdp-load-partition-config={tmp_path}/{name}" in program.report["command"]
+        loaded = [word for word in program.report["command"] if word.startswith("-mdp-load")]
+        assert loaded == [f"-mdp-load-partition-config={tmp_path}/{name}"]
         assert answers(wrapped) == said
+    with pytest.raises(OptionError, match=r"slices.json.* is for 2 device\(s\), but num_devices is 4. Make them one"):
+        compiled(wrapped, mdp_load_partition_config="slices.json", num_devices=4)
 
 
 BROKEN = [

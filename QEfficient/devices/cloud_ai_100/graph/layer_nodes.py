@@ -83,7 +83,8 @@ def _as_read(model: onnx.ModelProto) -> onnx.ModelProto:
 def _layers(graph: onnx.GraphProto, spec: GraphSpec) -> list[int | None]:
     """By node, the layer that it certainly belongs to."""
     found = _by_weights(graph)
-    states = {name: state.layer for state in spec.states for name in (state.input.name, state.output.name)}
+    of_layers = [state for state in spec.states if state.layer >= 0]  # what a sampler keeps is no layer's
+    states = {name: state.layer for state in of_layers for name in (state.input.name, state.output.name)}
     if len({*found} - {None}) < len(set(states.values())):
         return [_highest(_touched(node), states) for node in graph.node]
     return found
