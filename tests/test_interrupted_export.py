@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from QEfficient.artifacts import ArtifactStore
 
-KILLS = int(os.environ.get("QEFF_KILLS", "3"))
+KILLS = int(os.environ.get("QEFF_KILLS", "2"))
 EXPORT = """
 import sys
 from QEfficient import QEFFAutoModelForCausalLM

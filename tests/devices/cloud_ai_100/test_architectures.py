@@ -29,8 +29,7 @@ from QEfficient.verification.truth import Truth
 TYPES = {
     "llama": "dense",
     "gemma3_text": "rolling windows",
-    "qwen3_moe": "experts",
-    "deepseek_v2": "latent attention",
+    "deepseek_v2": "latent attention, experts",
     "falcon_h1": "both in each layer",
 }
 SHAPE: Mapping[str, Any] = {"prefill_seq_len": 6, "ctx_len": 40}
