@@ -11,6 +11,7 @@ QEfficientError
 ├── ArtifactError         an artifact is missing, damaged or of another version
 │   └── StorageError              the artifact store cannot be written (full, read-only)
 ├── DeviceError           a device is unknown, absent, or refused to compile or to run
+│   ├── CompilationError          a compiler failed, or wrote something else         (also a RuntimeError)
 │   ├── CoresTakenError           it has fewer free cores than the program needs
 │   ├── DeviceMemoryError         it has less free memory than the program needs
 │   ├── DeviceBusyError           it took no run, however often it was asked
@@ -73,6 +74,10 @@ class StorageError(ArtifactError):
 
 class DeviceError(QEfficientError):
     """A device is unknown, absent, or refused to compile or to run."""
+
+
+class CompilationError(DeviceError, RuntimeError):
+    """The device's compiler failed, or wrote something else than was asked for."""
 
 
 class CoresTakenError(DeviceError):

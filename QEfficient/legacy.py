@@ -5,12 +5,11 @@ torch is imported when a function is called.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from QEfficient.errors import OptionError
+from QEfficient.errors import DeviceError, OptionError
 from QEfficient.specs import CompileSpec
 
 if TYPE_CHECKING:
@@ -23,8 +22,14 @@ FORM_FACTOR = "cloud"
 
 
 def check_qaic_sdk() -> bool:
-    """Whether the runtime of the Cloud AI 100 can be imported here."""
-    return importlib.util.find_spec("qaicrt") is not None
+    """Whether the runtime of the Cloud AI 100 can be imported here, as a session does it; none is opened."""
+    from QEfficient.devices.cloud_ai_100.inference_session import load_runtime
+
+    try:
+        load_runtime()
+    except (ImportError, DeviceError):
+        return False
+    return True
 
 
 def transform(model: Any, form_factor: str = FORM_FACTOR) -> Any:

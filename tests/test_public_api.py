@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import QEfficient
+from qaic_simulator.root import write_root
 from QEfficient import errors
 from QEfficient.demo import demo_folder
 
@@ -22,7 +24,20 @@ REQUIRED = inspect.Parameter.empty
 FROM_PRETRAINED = {"continuous_batching": False, "qaic_config": None, "max_seq_len_cached": None, "layerwise": False}
 SIGNATURES = {
     "QEFFAutoModelForCausalLM.from_pretrained": {"pretrained_model_name_or_path": REQUIRED, **FROM_PRETRAINED},
-    "QEFFAutoModelForCausalLM.export": {"export_dir": None, "use_onnx_subfunctions": False, "kv_cache_prefix": None},
+    "QEFFAutoModelForCausalLM.export": {
+        "self": REQUIRED,
+        "export_dir": None,
+        "prefill_only": False,
+        "prefill_seq_len": None,
+        "num_cores": 16,
+        "moe_prefill_packed_chunk_size": 256,
+        "layerwise": False,
+        "layerwise_window_size": 1,
+        "kv_cache_prefix": None,
+        "dynamo": False,
+        "use_onnx_subfunctions": False,
+        "retain_full_kv": False,
+    },
     "QEFFAutoModelForCausalLM.compile": {
         "onnx_path": None,
         "compile_dir": None,
@@ -37,6 +52,7 @@ SIGNATURES = {
     "QEFFAutoModel.compile": {"onnx_path": None, "compile_dir": None, "seq_len": 32, "batch_size": 1},
     "QEFFCommonLoader.from_pretrained": {
         "pretrained_model_name_or_path": REQUIRED,
+        **FROM_PRETRAINED,
         "hf_token": None,
         "cache_dir": None,
         "local_model_dir": None,
@@ -127,6 +143,9 @@ SIGNATURES = {
 }
 SCRIPTED = "generation.text_generation_inference"
 IN_ORDER = (
+    "QEFFAutoModelForCausalLM.from_pretrained",
+    "QEFFAutoModelForCausalLM.export",
+    "QEFFCommonLoader.from_pretrained",
     "export",
     "compile",
     "transform",
@@ -166,8 +185,21 @@ def test_names() -> None:
         assert getattr(modeling_auto, name) is getattr(QEfficient, name)
 
 
-def test_the_runtime_of_the_card() -> None:
-    assert isinstance(QEfficient.check_qaic_sdk(), bool)
+@pytest.mark.parametrize("there", [True, False])
+def test_the_runtime_of_the_card(tmp_path: Path, there: bool) -> None:
+    """Asked of a fresh interpreter, in which no session has looked for it yet."""
+    root = write_root(tmp_path, "1.22") if there else tmp_path
+    code = "import QEfficient; print(QEfficient.check_qaic_sdk())"
+    environment = {**os.environ, "QEFF_QAIC_ROOT": str(root), "QEFF_QAIC_SIMULATOR": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(there)]
+
+
+def test_a_simulator_that_is_not_known_is_no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("qaicrt", "QAicApi_pb2"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setenv("QEFF_QAIC_SIMULATOR", "0.1")
+    assert QEfficient.check_qaic_sdk() is False
 
 
 def test_errors_are_what_scripts_catch() -> None:
@@ -175,6 +207,7 @@ def test_errors_are_what_scripts_catch() -> None:
         (errors.OptionError, ValueError),
         (errors.PromptError, ValueError),
         (errors.UnsupportedModelError, NotImplementedError),
+        (errors.CompilationError, RuntimeError),
     ):
         assert issubclass(error, base) and issubclass(error, errors.QEfficientError)
 

@@ -13,7 +13,7 @@ import logging
 import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -371,6 +371,11 @@ class Device(ABC):
     def check_ids(self, own: Mapping[str, Any], device_ids: Sequence[int]) -> None:  # noqa: B027
         """Refuse numbers of devices on which a program that is compiled with these options would not run."""
 
+    def export_dtype(self, dtype: str, own: Mapping[str, Any]) -> str:
+        """In which type a model is to be exported that was asked for in `dtype`: another one where these options name
+        hardware that cannot compute in that."""
+        return dtype
+
     def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse shapes that cannot be compiled with these options, before a program is made."""
 
@@ -450,11 +455,24 @@ def get_device(name: str | None = None, task: str = "causal-lm") -> Device:
     """The device called `name`; default the environment's `QEFF_DEVICE`, then `auto`: the best one usable here."""
     asked = name or os.environ.get("QEFF_DEVICE") or "auto"
     candidates = [n for n in AUTO_ORDER if n in device_names()] if asked == "auto" else [asked]
-    reasons = []
+    reasons: dict[str, str] = {}
     for candidate in candidates:
         found = device_class(candidate)
         reason = found.availability() if task in found.tasks else f"it runs no programs of the kind '{task}'."
         if reason is None:
+            _say_passed_over(reasons, candidate, task)
             return found()
-        reasons.append(f"{candidate}: {reason}")
-    raise DeviceError(f"device '{asked}' cannot be used here. " + " ".join(reasons))
+        reasons[candidate] = reason
+    raise DeviceError(f"device '{asked}' cannot be used here. " + " ".join(f"{n}: {r}" for n, r in reasons.items()))
+
+
+def _say_passed_over(names: Iterable[str], chosen: str, task: str) -> None:
+    """Warn where hardware of its own is here, and idle: whoever has it expects it to be used."""
+    for name in names:
+        found = device_class(name)
+        if found.has_ids and task not in found.tasks and found.availability() is None:
+            logger.warning(
+                "the best device here was asked for, but '%s' does not run programs of the kind '%s' yet: '%s' runs it"
+                " instead. device='%s' says so by name.",
+                *(name, task, chosen, chosen),
+            )

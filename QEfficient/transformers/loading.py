@@ -38,15 +38,11 @@ HUB_OPTIONS = (
     "trust_remote_code",
     "variant",
 )
-IGNORED_OPTIONS = (
-    "attn_implementation",
-    "device_map",
-    "low_cpu_mem_usage",
-    "use_cache",
-    "use_safetensors",
-    "enable_proxy",
-)
+ATTENTION, PROXY = "attn_implementation", "enable_proxy"
+EAGER = "eager"
+IGNORED_OPTIONS = (ATTENTION, "device_map", "low_cpu_mem_usage", "use_cache", "use_safetensors", PROXY)
 """Options of transformers that this library decides itself."""
+CALLED = "pretrained_model_name_or_path"
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -64,6 +60,8 @@ class ModelSource:
     dtype: str
     hub: dict[str, Any] = field(default_factory=dict)
     live: Any = None
+    called: str | None = None
+    """What the user calls a live model: for records, nothing is looked for there."""
 
     def skeleton(self) -> tuple[Any, Any]:
         """The model with fake parameters, and the mode that they live in."""
@@ -139,18 +137,29 @@ def _dtype(asked: Any, found: Any) -> str:
 def _open_object(model: Any, model_class: Any, asked: Any, options: dict[str, Any]) -> ModelSource:
     if not hasattr(model, "config"):
         raise ModelError(f"{type(model).__name__} has no config: a transformers model was expected.")
+    called = options.pop(CALLED, None)
     _ignore(options)
     if options:
         raise OptionError(f"'{next(iter(options))}' means nothing for a model that is already loaded.")
     _refuse_quantized(model.config, "the model")
     found = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
     kept = found if found == torch.float16 else None  # bfloat16 is widened unless it is asked for
-    return ModelSource(
-        "object", "", model.config, LiveWeights(model), model_class, _dtype(asked or kept, found), live=model
-    )
+    dtype, weights = _dtype(asked or kept, found), LiveWeights(model)
+    return ModelSource("object", "", model.config, weights, model_class, dtype, live=model, called=called)
 
 
 def _ignore(options: dict[str, Any]) -> None:
+    if options.get(PROXY):
+        raise OptionError(
+            f"{PROXY}=True was asked for: a model with stand-ins for its embedding and its head, whose answers are"
+            " another's. This release makes none: leave it out."
+        )
+    attention = options.get(ATTENTION, EAGER)
+    if attention not in (None, EAGER):
+        del options[ATTENTION]
+        logger.warning(
+            "%s=%r was asked for, but attention is always exported in the form '%s'.", ATTENTION, attention, EAGER
+        )
     for name in IGNORED_OPTIONS:
         if name in options:
             logger.info("%s=%r is decided by this library.", name, options.pop(name))
@@ -161,6 +170,8 @@ def _hub_only(hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open_name(name: str, model_class: Any, asked: Any, options: dict[str, Any]) -> ModelSource:
+    if CALLED in options:
+        raise OptionError(f"{CALLED} was given beside '{name}', which names the model already. Give one of them.")
     _ignore(options)
     if "hf_token" in options:
         options["token"] = options.pop("hf_token")

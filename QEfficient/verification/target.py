@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,10 @@ class Target:
         length = ctx_len or max(SHORTEST_CONTEXT, -(-needed // 8) * 8)
         shapes = self._shapes(length)
         spec = self._spec(wants_slots, length, chosen.in_small_pieces)
-        chosen.check_calls(shaped(spec, shapes, self._card), chosen.own_options(spec.device_options))
-        program = self.program or self._exported(spec, shapes, progress)
+        own = chosen.own_options(spec.device_options)
+        chosen.check_calls(shaped(spec, shapes, self._card), own)
+        source = replace(self.source, dtype=chosen.export_dtype(self.source.dtype, own))
+        program = self.program or self._exported(source, spec, shapes, progress)
         batches = program.graphs["lm"].spec.continuous_batching
         if continuous_batching is not None and continuous_batching != batches:
             kind = "with" if batches else "without"
@@ -112,11 +114,13 @@ class Target:
             given |= {"comp_ctx_lengths_prefill": [quarter], "comp_ctx_lengths_decode": [half, ctx_len]}
         return Shapes(**given)
 
-    def _exported(self, spec: CompileSpec, shapes: Shapes, progress: Callable[[str], None]) -> ExportedProgram:
-        model = QEFFAutoModelForCausalLM(self.source, spec.continuous_batching, self.qaic_config)
+    def _exported(
+        self, source: ModelSource, spec: CompileSpec, shapes: Shapes, progress: Callable[[str], None]
+    ) -> ExportedProgram:
+        model = QEFFAutoModelForCausalLM(source, spec.continuous_batching, self.qaic_config)
         model.progress = progress
         devices = self.geometry.get("num_devices") or 1
-        options = graph_options(self._card, shapes, self.source.config, devices, shaped(spec, shapes, self._card))
+        options = graph_options(self._card, shapes, source.config, devices, shaped(spec, shapes, self._card))
         return load_exported(Path(model.export(**options)).parent)
 
     def _spec(self, continuous_batching: bool, ctx_len: int, pieces: Mapping[str, Any]) -> CompileSpec:

@@ -70,6 +70,32 @@ def test_a_folder_is_remembered_by_its_name(folder: str) -> None:
     assert type(model.model) is transformers.LlamaForCausalLM
 
 
+def test_a_loaded_model_can_be_called_something(llama: Any) -> None:
+    model = QEFFAutoModelForCausalLM(llama, pretrained_model_name_or_path="some/name")
+    assert model.hash_params["pretrained_model_name_or_path"] == "some/name"
+
+
+def test_a_model_is_named_once(folder: str) -> None:
+    with pytest.raises(OptionError, match="given beside .*, which names the model already"):
+        QEFFAutoModelForCausalLM(folder, pretrained_model_name_or_path="some/name")
+
+
+@pytest.mark.parametrize(("asked", "warns"), [("sdpa", True), ("eager", False)])
+def test_another_attention_is_not_taken_in_silence(
+    llama: Any, asked: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    QEFFAutoModelForCausalLM.from_pretrained(llama, attn_implementation=asked)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "attn_implementation='sdpa' was asked for, but attention is always exported in the form 'eager'."
+    ] * warns
+
+
+def test_stand_ins_for_layers_are_not_pretended(llama: Any) -> None:
+    with pytest.raises(OptionError, match="enable_proxy=True was asked for.*leave it out"):
+        QEFFAutoModelForCausalLM.from_pretrained(llama, enable_proxy=True)
+    QEFFAutoModelForCausalLM.from_pretrained(llama, enable_proxy=False)
+
+
 @pytest.mark.parametrize("model", [small_bert(), small_encoder("t5")], ids=["encoder", "encoder-decoder"])
 def test_other_classes_are_a_type_error(model: Any) -> None:
     with pytest.raises(TypeError, match=f"'{type(model).__name__}' is no causal language model"):
@@ -114,6 +140,30 @@ def test_the_second_export_is_found(llama: Any) -> None:
 def test_a_folder_of_ones_own_gets_the_hash_too(llama: Any, tmp_path: Path) -> None:
     model = QEFFAutoModelForCausalLM(llama)
     assert Path(model.export(export_dir=tmp_path / "mine")).parent == tmp_path / f"mine-{model.export_hash}"
+
+
+def test_export_by_position_and_by_another_tracer(llama: Any) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    path = model.get_onnx_path()
+    assert path == model.onnx_path == model.get_onnx_path(kv_cache_prefix="later")
+    assert model.export(None, False, None, 16, 256, False, 1, None, True) == path
+    with pytest.raises(OptionError, match="kv_cache_prefix 'a-b'"):
+        model.export(None, False, None, 16, 256, False, 1, "a-b")
+
+
+def test_buffers_that_do_not_roll_are_whole_anyway(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    assert model.export(retain_full_kv=True) == model.export(retain_full_kv=True) == model.export()
+    (said,) = [message for message in caplog.messages if "retain_full_kv=True has no effect" in message]
+    assert model.model_name in said
+
+
+@pytest.mark.parametrize(("model_type", "rolls"), [("gemma2", True), ("mistral", False)])
+def test_buffers_that_roll_can_be_kept_whole(model_type: str, rolls: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A window in every second layer, and the same one in all of them."""
+    model = QEFFAutoModelForCausalLM(tiny_model(model_type))
+    assert model._keeps_all(True) == rolls and not model._keeps_all(False)
+    assert ("retain_full_kv=True has no effect" in caplog.text) != rolls
 
 
 def test_two_checkpoints_with_one_config_have_two_programs(llama: Any) -> None:
@@ -176,6 +226,46 @@ def test_specializations_of_continuous_batching(llama: Any) -> None:
     ]
 
 
+def test_slots_without_continuous_batching_are_ignored(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    assert model.compile(kv_cache_batch_size=4, ctx_len=64) == model.compile(ctx_len=64)
+    assert "kv_cache_batch_size=4 has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_specializations_one_by_one(llama: Any, batching: bool) -> None:
+    """As scripts ask for them: those that `compile` writes."""
+    model = QEFFAutoModelForCausalLM(llama, continuous_batching=batching)
+    sizes: dict[str, int] = {"full_batch_size": 3, "kv_cache_batch_size": 5} if batching else {"batch_size": 2}
+    prefill, decode = symbols(model.compile(prefill_seq_len=8, ctx_len=64, **sizes))
+    for entry, build in ((prefill, model.build_prefill_specialization), (decode, model.build_decode_specialization)):
+        found = build(8, 64, **sizes)
+        assert {name: str(size) for name, size in (found or {}).items()} == entry["symbols"]
+    assert model.build_decode_specialization(1, 64, **sizes) is None
+
+
+def test_specializations_of_windows_are_known_before_the_export() -> None:
+    model = QEFFAutoModelForCausalLM(tiny_model("gemma2"))
+    shared = {"batch_size": 1, "ctx_len": 64, "sliding_window": model.config.sliding_window}
+    assert model.build_prefill_specialization(8, 64) == {**shared, "seq_len": 8}
+    assert model.build_decode_specialization(8, 64) == {**shared, "seq_len": 1}
+
+
+def test_tokens_tried_ahead(llama: Any) -> None:
+    plain = QEFFAutoModelForCausalLM(llama)
+    target = QEFFAutoModelForCausalLM(llama, qaic_config={"speculative_model_type": "target"})
+    assert plain.check_and_get_num_speculative_tokens(None, 8) is None
+    assert target.check_and_get_num_speculative_tokens(3, 8) == 3
+    assert target.check_and_get_num_speculative_tokens([3, 1], 8) == [1, 3]
+    with pytest.raises(TypeError, match="num_speculative_tokens is needed"):
+        target.check_and_get_num_speculative_tokens(None, 8)
+    with pytest.raises(ValueError, match="prefill_seq_len 3 is too short to try 3 tokens ahead"):
+        target.check_and_get_num_speculative_tokens(3, 3)
+    assert target.build_prefill_specialization(8, 64)["num_logits_to_keep"] == 1
+    decode = {"batch_size": 1, "seq_len": 4, "ctx_len": 64, "num_logits_to_keep": 4}
+    assert target.build_decode_specialization(8, 64, num_speculative_tokens=3) == decode
+
+
 def test_compiled_programs_lie_in_their_exported_one(llama: Any, tmp_path: Path) -> None:
     model = QEFFAutoModelForCausalLM(llama)
     small, large = model.compile(ctx_len=64), model.compile(ctx_len=96)
@@ -198,7 +288,6 @@ def test_continuous_batching_needs_full_batch_size(llama: Any) -> None:
     [
         ({"prefill_seq_len": 64, "ctx_len": 32}, "prefill_seq_len 64 is larger than ctx_len 32"),
         ({"ctx_len": "128"}, "ctx_len must be a positive whole number, not '128'"),
-        ({"kv_cache_batch_size": 2}, "needs continuous batching"),
         ({"num_core": 16}, "Did you mean 'num_cores'"),
         ({"num_threads": "2"}, "must be int"),
     ],
@@ -247,6 +336,7 @@ def test_every_kind_of_input_gives_the_same(folder: str) -> None:
     wanted = model.generate(texts, generation_len=COUNT).generated_texts
     assert model.generate(tokenizer=tokenizer, prompts=texts, generation_len=COUNT).generated_texts == wanted
     assert model.generate(tokenizer, texts, generation_len=COUNT).generated_texts == wanted
+    assert model.generate(tokenizer, texts, [0], True, generation_len=COUNT).generated_texts == wanted
     ids = model.generate(tokenizer(texts), generation_len=COUNT).generated_ids
     padded = tokenizer(texts, padding=True, return_tensors="pt")
     assert model.generate(padded, generation_len=COUNT).generated_ids == ids
@@ -261,6 +351,7 @@ def test_every_kind_of_input_gives_the_same(folder: str) -> None:
         ({"prompts": "a", "input_ids": [[1]]}, "found 2 of them"),
         ({"input_ids": [[1.5]]}, "whole numbers"),
         ({"input_ids": [[5]], "temperatur": 1.0}, "Did you mean 'temperature'"),
+        ({"input_ids": [[5]], "device_ids": [0]}, "Did you mean 'device_id'"),
         ({"input_ids": [list(range(1, 40))]}, "39 tokens.*32"),
     ],
 )
@@ -271,6 +362,17 @@ def test_bad_input(llama: Any, inputs: dict[str, Any], message: str) -> None:
         model.generate(**inputs)
 
 
+def test_the_order_of_scripts(llama: Any) -> None:
+    """`tokenizer, prompts, device_id, runtime_ai100`."""
+    model, tokenizer = QEFFAutoModelForCausalLM(llama), word_tokenizer()
+    with pytest.raises(NotImplementedError, match="runtime_ai100=False"):
+        model.generate(tokenizer, ["My name is"], None, False)
+    with pytest.raises(TypeError, match="device_id by position and by name"):
+        model.generate(tokenizer, ["My name is"], [0], device_id=[1])
+    with pytest.raises(TypeError, match="4 values by position, the last 2 of which are device_id, runtime_ai100; 5"):
+        model.generate(tokenizer, ["My name is"], None, True, 32)
+
+
 # The loader
 
 
@@ -278,6 +380,8 @@ def test_the_loader_finds_the_class(folder: str) -> None:
     model = QEFFCommonLoader.from_pretrained("some/name", local_model_dir=folder)
     assert type(model) is QEFFAutoModelForCausalLM and not model.continuous_batching
     assert QEFFCommonLoader.from_pretrained(folder, full_batch_size=2).continuous_batching
+    assert QEFFCommonLoader.from_pretrained(folder, True).continuous_batching
+    assert not QEFFCommonLoader.from_pretrained(folder, False, {"speculative_model_type": None}).is_tlm
 
 
 @pytest.mark.parametrize("model_type", ["t5", "vit"])

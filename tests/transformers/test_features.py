@@ -15,6 +15,7 @@ import torch
 import transformers
 from small_models import drawn, small_bert, small_encoder, small_llama, word_tokenizer
 
+from qaic_simulator.root import write_root
 from QEfficient import QEFFAutoModel
 from QEfficient.devices import get_device
 from QEfficient.errors import ArtifactError, DeviceError, OptionError, PromptError, UnsupportedModelError
@@ -376,6 +377,31 @@ def test_an_exported_program_can_be_compiled_by_its_path(bert: Any) -> None:
 def test_a_device_without_encoders_says_so(bert: Any) -> None:
     with pytest.raises(DeviceError, match="device 'null' cannot be used here.*no programs of the kind 'features'"):
         QEFFAutoModel.from_pretrained(bert).compile(device="null")
+
+
+def test_a_card_that_stays_idle_is_not_passed_over_in_silence(
+    bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("QEFF_QAIC_ROOT", str(write_root(tmp_path / "sdk", "1.22")))
+    features = QEFFAutoModel.from_pretrained(bert)
+    features.compile(num_cores=16)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said.startswith("the best device here was asked for, but 'cloud_ai_100' does not run programs of the kind")
+    assert "'reference' runs it instead" in said
+    caplog.clear()
+    features.compile(num_cores=16, device="reference")
+    assert not caplog.records
+
+
+def test_the_order_of_scripts(bert: Any) -> None:
+    """`inputs, device_ids, runtime_ai100, write_io, dtype`."""
+    features, tokenizer = QEFFAutoModel.from_pretrained(bert), word_tokenizer()
+    encoded = tokenizer(["My name is", "what"], padding=True, return_tensors="pt")
+    wanted = features.generate(encoded)["output"]
+    np.testing.assert_array_equal(features.generate(encoded, [0], True, False, torch.float32)["output"], wanted)
+    np.testing.assert_array_equal(features.generate(tokenizer, ["My name is", "what"], [0])["output"], wanted)
+    with pytest.raises(TypeError, match="5 values by position.*device_ids, runtime_ai100, write_io, dtype; 6"):
+        features.generate(encoded, [0], True, False, torch.float32, "more")
 
 
 def test_an_encoder_is_not_loaded_as_a_language_model(bert: Any) -> None:

@@ -110,11 +110,14 @@ def test_another_number_of_devices_is_exported_anew() -> None:
 def test_contexts_that_are_read_in_part_are_exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped = QEFFAutoModelForCausalLM(model())
     plain = wrapped.export()
+    assert (wrapped.comp_ctx_lengths_prefill, wrapped.comp_ctx_lengths_decode) == (None, None)
     wrapped.compile(device="reference", **GEOMETRY, **LENGTHS)
     assert COMPUTE_CONTEXT in inputs(wrapped)
+    assert (wrapped.comp_ctx_lengths_prefill, wrapped.comp_ctx_lengths_decode) == tuple(LENGTHS.values())
     wrapped.compile(device="reference", **GEOMETRY)
+    assert (wrapped.comp_ctx_lengths_prefill, wrapped.comp_ctx_lengths_decode) == (None, None)
     assert COMPUTE_CONTEXT not in inputs(wrapped) and wrapped.onnx_path == plain
-    monkeypatch.setattr(wrapped, "export", lambda **options: pytest.fail(f"exported again: {options}"))
+    monkeypatch.setattr(wrapped, "_export", lambda *asked: pytest.fail(f"exported again: {asked}"))
     wrapped.compile(device="reference", **{**GEOMETRY, "ctx_len": 32})
     with pytest.raises(OptionError, match="exported without the input comp_ctx_lengths"):
         wrapped.compile(plain, device="reference", **GEOMETRY, **LENGTHS)

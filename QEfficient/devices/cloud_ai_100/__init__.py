@@ -153,6 +153,11 @@ class CloudAI100(Device):
 
         _check_ids(device_ids, devices_of(read_options(own)), "with these options the program is compiled")
 
+    def export_dtype(self, dtype: str, own: Mapping[str, Any]) -> str:
+        from QEfficient.devices.cloud_ai_100.compilation import takes
+
+        return dtype if takes(dtype, read_options(own)) else "float32"
+
     def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:
         from QEfficient.devices.cloud_ai_100.qnn.files import check_specializations
 

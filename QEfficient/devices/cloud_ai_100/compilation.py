@@ -31,7 +31,7 @@ from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_option
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
 from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
 from QEfficient.devices.slotted import check_batching
-from QEfficient.errors import DeviceError
+from QEfficient.errors import CompilationError, DeviceError
 from QEfficient.program import ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec, Specialization
 
@@ -105,10 +105,22 @@ def compile_program(
     }
 
 
+def computes_in(dtype: str, hardware: str) -> bool:
+    """Whether the cards of a generation take programs of this type."""
+    return dtype != "bfloat16" or hardware == "ai200"
+
+
+def takes(dtype: str, options: CompilerOptions) -> bool:
+    """Whether a program of this type can be compiled with these options; asks for the hardware only if that matters."""
+    if computes_in(dtype, "ai100"):
+        return True
+    return not options.enable_qnn and computes_in(dtype, options.aic_hw_version or installed_hardware(find_sdk()))
+
+
 def check_program(program: ExportedProgram, spec: CompileSpec, hardware: str) -> None:
     """Refuse a program that does not go with the geometry, or not with the cards."""
     check_batching(program.graphs[ROLE].spec, spec)
-    if program.dtype == "bfloat16" and hardware == "ai100":
+    if not computes_in(program.dtype, hardware):
         raise DeviceError(
             f"{program.model.name} was exported in bfloat16, which the {hardware} does not compute in."
             " Export it in float16 or float32: it is compiled for float16."
@@ -159,7 +171,7 @@ def run_compiler(
     arguments: Sequence[str], folder: Path, workplace: Path, environment: Mapping[str, str] | None = None
 ) -> str:
     """Run it to its end, in `workplace`; everything that it says is kept in `folder`, behind what was said before.
-    Raises `DeviceError` if it fails."""
+    Raises `CompilationError` if it fails."""
     try:
         done = subprocess.run(
             bound(arguments),
@@ -171,13 +183,15 @@ def run_compiler(
             errors="replace",
         )
     except OSError as error:
-        raise DeviceError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
+        raise CompilationError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
     said = f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
     with (folder / LOG).open("a", encoding="utf-8") as log:
         log.write(said)
     if done.returncode:
         last, tool = last_lines(done.stderr or done.stdout), Path(arguments[0]).name
-        raise DeviceError(f"{tool} ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}")
+        raise CompilationError(
+            f"{tool} ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}"
+        )
     return said
 
 
@@ -199,15 +213,17 @@ def check_result(binary: Path, graph: GraphSpec, entries: Sequence[Specializatio
     """Hold the container against what was asked for: its tensors, and their sizes in every specialization."""
     path = binary / FILE
     if not path.is_file():
-        raise DeviceError(f"the compiler ended without an error, but wrote no {FILE}: {last_lines(said)}")
+        raise CompilationError(f"the compiler ended without an error, but wrote no {FILE}: {last_lines(said)}")
     found = read_description(path).sizes()
     wanted = [_sizes(graph, entry) for entry in entries]
     for entry, sizes in zip(entries, wanted, strict=True):
         if sizes not in found:
             differing = _difference(sizes, found)
-            raise DeviceError(f"the compiled program does not take what '{entry.name}' asks for: {differing}.")
+            raise CompilationError(f"the compiled program does not take what '{entry.name}' asks for: {differing}.")
     if len(found) != len(wanted):
-        raise DeviceError(f"the compiled program has {len(found)} specializations, but {len(wanted)} were asked for.")
+        raise CompilationError(
+            f"the compiled program has {len(found)} specializations, but {len(wanted)} were asked for."
+        )
 
 
 def _sizes(graph: GraphSpec, entry: Specialization) -> dict[str, tuple[int, ...]]:

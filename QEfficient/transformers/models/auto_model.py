@@ -12,7 +12,7 @@ from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices import Device, EncoderSession
 from QEfficient.generation.opened import OpenedProgram
 from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram, ModelFacts, load_exported
-from QEfficient.transformers.loading import ModelSource
+from QEfficient.transformers.loading import CALLED, ModelSource
 
 Compiled = TypeVar("Compiled", CompiledProgram, CompiledEncoder)
 Loaded = TypeVar("Loaded", OpenedProgram, EncoderSession)
@@ -20,6 +20,9 @@ Loaded = TypeVar("Loaded", OpenedProgram, EncoderSession)
 
 class AutoModel(ABC, Generic[Compiled, Loaded]):
     """A model on its way from the checkpoint to a session, or to what opens one."""
+
+    export: Callable[..., str]
+    """The first verb; each class has options of its own."""
 
     def __init__(self, source: ModelSource, facts: ModelFacts) -> None:
         self._source, self._facts = source, facts
@@ -55,6 +58,13 @@ class AutoModel(ABC, Generic[Compiled, Loaded]):
     def onnx_path(self) -> str | None:
         return str(self._program.onnx_path()) if self._program else None
 
+    def get_onnx_path(self, **options: Any) -> str:
+        """Where the ONNX program is; exports it with these options if there is none yet."""
+        if self._program is None:
+            self.export(**options)
+        assert self._program is not None
+        return str(self._program.onnx_path())
+
     @property
     def qpc_path(self) -> str | None:
         """What `compile` returned, as text."""
@@ -71,7 +81,7 @@ class AutoModel(ABC, Generic[Compiled, Loaded]):
 
     @property
     def hash_params(self) -> dict[str, Any]:
-        return {**self._identity(), "pretrained_model_name_or_path": self._source.location or None}
+        return {**self._identity(), CALLED: self._source.location or self._source.called}
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:

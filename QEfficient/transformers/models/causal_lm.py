@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, Literal, overload
 import transformers
 
 from QEfficient.artifacts import ArtifactStore
-from QEfficient.devices import Watch, get_device
+from QEfficient.devices import Device, Watch, get_device
 from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.generation.decoding import Decoding
 from QEfficient.generation.engine import Engine
@@ -22,13 +21,12 @@ from QEfficient.generation.request import RequestOutput
 from QEfficient.generation.script_options import chosen_params
 from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly
 from QEfficient.graph.exporter import Source
-from QEfficient.program import CompiledProgram, GraphSpec
+from QEfficient.program import GraphSpec
 from QEfficient.specs import BlockingSpec, CompileSpec, ExportSpec, SamplingParams
 from QEfficient.transformers.checkpoint import Sink
 from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
-from QEfficient.transformers.models.auto_model import AutoModel
 from QEfficient.transformers.models.card_options import (
     NOT_YET,
     Shapes,
@@ -39,20 +37,20 @@ from QEfficient.transformers.models.card_options import (
 )
 from QEfficient.transformers.models.causal_facts import causal_facts
 from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
-from QEfficient.transformers.models.inputs import Prompts, read_prompts
+from QEfficient.transformers.models.inputs import Prompts, by_position, read_prompts
 from QEfficient.transformers.models.projected import open_projections
 from QEfficient.transformers.models.sampling_options import Choosing, read_choosing
 from QEfficient.transformers.models.script_keywords import PROMPTS_FILE, ScriptKeywords, take_keywords
+from QEfficient.transformers.models.scripted import ScriptedModel
 from QEfficient.transformers.models.verbatim_shapes import check_symbols, shapes_of, verbatim_spec
 from QEfficient.transformers.retained_module import RetainedModule, width_of
 from QEfficient.transformers.signature import causal_signature, torch_dtype
 from QEfficient.transformers.transform import check_steered, retain, transform_names, weight_aliases, with_copied_heads
 
-logger = logging.getLogger(__name__)
-
 LATER_OPTIONS = ("decode_only",)
 """Options of Qualcomm's library that nothing of ours does; refused when they are used."""
 WITHOUT_EFFECT = (
+    "dynamo",
     "enable_chunking",
     "layerwise",
     "layerwise_window_size",
@@ -62,10 +60,11 @@ WITHOUT_EFFECT = (
     "prefill_only",
     "prefill_seq_len",
 )
-"""Of `export`: one graph serves both phases, every chunk reads what is there, and weights are always streamed."""
+"""Of `export`: one graph serves both phases, every chunk reads what is there, weights are always streamed, and programs
+are always traced by `torch.export`."""
 
 
-class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
+class QEFFAutoModelForCausalLM(ScriptedModel):
     """A causal language model, from its checkpoint to tokens.
 
     The model that you pass in is never changed: it is copied without its weights, and the copy is transformed.
@@ -79,17 +78,16 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         max_seq_len_cached: int | None = None,
         **options: Any,
     ) -> None:
-        self._card = read_qaic_config(qaic_config)
+        card = read_qaic_config(qaic_config)
         opened = isinstance(model, ModelSource)
         source = model if opened else open_source(model, transformers.AutoModelForCausalLM, options)
-        self._projections = open_projections(self._card, source)
-        if self._projections is not None and source.live is None:
-            source.config.speculative_config = dict(self._projections.config)  # where scripts read it
-        super().__init__(source, causal_facts(source))
+        projections = open_projections(card, source)
+        if projections is not None and source.live is None:
+            source.config.speculative_config = dict(projections.config)  # where scripts read it
+        super().__init__(source, causal_facts(source), card, projections)
         self.continuous_batching = continuous_batching
         self.max_seq_len_cached = max_seq_len_cached
         self._exported_as: dict[str, Any] | None = None  # the options of the last export
-        self._said: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -109,23 +107,6 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
             continuous_batching = True
         return cls(pretrained_model_name_or_path, continuous_batching, qaic_config, max_seq_len_cached, **options)
 
-    @property
-    def num_layers(self) -> int:
-        return int(self.config.get_text_config().num_hidden_layers)
-
-    @property
-    def is_tlm(self) -> bool:
-        return self._card.speculative_target
-
-    @property
-    def ccl_enabled(self) -> bool:
-        return self._card.compute_context
-
-    @property
-    def _guesses(self) -> int | None:
-        """How many tokens ahead the program will guess, if it does."""
-        return None if self._projections is None else self._projections.spec.heads
-
     def _identity(self) -> dict[str, Any]:
         own = {"qeff_auto_class": type(self).__name__, "max_seq_len_cached": self.max_seq_len_cached}
         return own if self._projections is None else {**own, "projections": self._projections.identity()}
@@ -135,10 +116,17 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
     def export(
         self,
         export_dir: str | Path | None = None,
+        prefill_only: bool | None = False,
+        prefill_seq_len: int | None = None,
+        num_cores: int = 16,
+        moe_prefill_packed_chunk_size: int = 256,
+        layerwise: bool = False,
+        layerwise_window_size: int = 1,
+        kv_cache_prefix: str | None = None,
+        dynamo: bool = False,
         *,
         use_onnx_subfunctions: bool = False,
         retain_full_kv: bool = False,
-        kv_cache_prefix: str | None = None,
         compute_context: bool = False,
         kv_head_copies: int = 1,
         blocking: BlockingSpec | None = None,
@@ -146,12 +134,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
     ) -> str:
         """Write the ONNX program, or find it; returns the path of the ONNX file.
 
+        From `prefill_only` to `layerwise_window_size`, and `dynamo`: as `WITHOUT_EFFECT` says.
         `compute_context`: attention reads as much as an input says (compile's `comp_ctx_lengths_…` need it).
         `kv_head_copies`: how often the state holds each head of keys and values.
         `blocking`: attention in blocks; by default as `qaic_config` says.
         """
         _refuse_others(options)
         asked = {
+            "dtype": self._source.dtype,
             "export_dir": export_dir,
             "use_onnx_subfunctions": use_onnx_subfunctions,
             "retain_full_kv": retain_full_kv,
@@ -165,10 +155,10 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
     def _export(self, asked: Mapping[str, Any], check_graph: Callable[[GraphSpec], None]) -> str:
         """`export` with its keywords; what the program is for may refuse the graph before it is traced."""
         spec = ExportSpec(
-            dtype=self._source.dtype,
+            dtype=asked["dtype"],
             continuous_batching=self.continuous_batching,
             subfunctions=asked["use_onnx_subfunctions"],
-            retain_full_kv=bool(asked["retain_full_kv"]),
+            retain_full_kv=self._keeps_all(asked["retain_full_kv"]),
             kv_cache_prefix=asked["kv_cache_prefix"],
             several_logits=self._card.speculative_target,
             compute_context=asked["compute_context"] or self._card.compute_context,
@@ -186,14 +176,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         return str(self._program.onnx_path())
 
     def _prepare(self, spec: ExportSpec, check_graph: Callable[[GraphSpec], None]) -> Source:
-        skeleton, mode = self._source.skeleton()
+        skeleton, mode = replace(self._source, dtype=spec.dtype).skeleton()
         retained = with_copied_heads(retain(skeleton, rolling=not spec.retain_full_kv), spec.kv_head_copies)
         check_steered(retained, spec)
         if isinstance(retained, RetainedModule):
             retained.sampler, retained.blocking = spec.sampler, spec.blocking
             if self._projections is not None:
                 retained.projections = self._projections.skeleton(width_of(skeleton), torch_dtype(spec.dtype), mode)
-        graph = causal_signature(retained.plans, spec, retained.vocab_size, self._source.dtype, retained.context)
+        graph = causal_signature(retained.plans, spec, retained.vocab_size, spec.dtype, retained.context)
         check_graph(graph)
         return Source(
             module=retained,
@@ -249,10 +239,11 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
             spec = verbatim_spec(specializations, options)
             shapes = shapes_of(spec)
         else:
-            slots = full_batch_size, kv_cache_batch_size
+            slots = full_batch_size, self._slots(kv_cache_batch_size, batch_size)
             spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, *slots, options, prefill_only=prefill_only)
-            ahead = num_speculative_tokens or self._guesses
-            shapes = Shapes(ahead, comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only)
+            shapes = Shapes(
+                self._ahead(num_speculative_tokens), comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only
+            )
         stages.check_batching(self.continuous_batching, spec)
         spec = shaped(spec, shapes, self._card)
         own = chosen.own_options(options)
@@ -260,6 +251,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         check_device(self._card, chosen)
         graph = self._graph_options(
             graph_options(self._card, shapes, self.config, options.get("num_devices") or 1, spec),
+            dtype=self._source.dtype if onnx_path is not None else self._dtype_for(chosen, own),
             use_onnx_subfunctions=use_onnx_subfunctions,
             retain_full_kv=retain_full_kv,
             kv_cache_prefix=kv_cache_prefix,
@@ -276,6 +268,17 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         compiled = stages.compile_program(program, spec, chosen, ArtifactStore(), compile_dir)
         self._compiled, self._device = compiled, chosen
         return self._output()
+
+    def _dtype_for(self, device: Device, own: Mapping[str, Any]) -> str:
+        """In which type the model is exported for a device."""
+        asked = self._source.dtype
+        found = device.export_dtype(asked, own)
+        if found != asked:
+            self._say_once(
+                f"{self.model_name} was asked for in {asked}, in which device '{device.name}' does not compute with"
+                f" these options: it is exported in {found}."
+            )
+        return found
 
     def _graph_options(self, steering: Mapping[str, Any], **given: Any) -> dict[str, Any]:
         """What the program that is compiled is exported with: as the last one was, where nothing else is said."""
@@ -314,7 +317,7 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         **options: Any,
     ) -> CloudAI100ExecInfo | Iterator[str]:
         """Generate for texts, messages or token ids; compiles with defaults if needed. Keywords of Qualcomm's library:
-        `script_keywords`.
+        `script_keywords`. By position: texts alone, or `tokenizer, prompts, device_id, runtime_ai100`.
 
         Messages, the dicts with `role` and `content` of one conversation or of several, go through the tokenizer's chat
         template; `chat_template_kwargs` (`tools`, …) are its options.
@@ -333,14 +336,14 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         are open go on in the same way.
 
         `device_id`: on which devices, as many as the program was compiled for; None stays where it is.
-
         `prefill_model`: the same model, compiled with `prefill_only=True`. It takes the prompts and hands them over to
         this one.
 
         With token ids, `generated_ids` is a list with the new ids of each prompt, in order. With `n` answers to each
         prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
         """
-        _refuse_torch(runtime_ai100)
+        inputs, (device_id, runtime) = by_position(inputs, 2, {"device_id": device_id, "runtime_ai100": runtime_ai100})
+        _refuse_torch(runtime)
         named = {"tokenizer": tokenizer, "prompts": prompts, "input_ids": input_ids, "attention_mask": attention_mask}
         taken = {name: options.pop(name, None) for name in ("prompt", PROMPTS_FILE)}
         given, own_tokenizer = read_prompts(inputs, {**named, **taken})
@@ -384,11 +387,6 @@ class QEFFAutoModelForCausalLM(AutoModel[CompiledProgram, OpenedProgram]):
         script.check(self._compiled)
         self._say_once(script.without_effect(self._device))
         return script.watch(self._device, self.qpc_path)
-
-    def _say_once(self, sentence: str) -> None:
-        if sentence and sentence not in self._said:
-            self._said.add(sentence)
-            logger.warning("%s", sentence)
 
     def _opened(self, given: Prompts, device_ids: Sequence[int] | None) -> OpenedProgram:
         """The program, compiled with defaults if needed, for as many devices as are named."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -19,12 +20,15 @@ class QEFFCommonLoader:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: Any,
+        continuous_batching: bool = False,
+        qaic_config: Mapping[str, Any] | None = None,
+        max_seq_len_cached: int | None = None,
+        layerwise: bool = False,
         *,
         hf_token: str | None = None,
         cache_dir: str | None = None,
         local_model_dir: str | None = None,
         full_batch_size: int | None = None,
-        continuous_batching: bool = False,
         **options: Any,
     ) -> QEFFAutoModelForCausalLM:
         """Open a model as the class that its config asks for.
@@ -34,14 +38,12 @@ class QEFFCommonLoader:
         """
         hub = {"token": hf_token, "cache_dir": cache_dir}
         options |= {name: value for name, value in hub.items() if value is not None}
-        own = ("qaic_config", "max_seq_len_cached", "layerwise")
-        kept = {name: options.pop(name) for name in own if name in options}
         source = open_source(
             local_model_dir or pretrained_model_name_or_path, transformers.AutoModelForCausalLM, options
         )
         _check_causal(source)
         return QEFFAutoModelForCausalLM.from_pretrained(
-            source, continuous_batching or full_batch_size is not None, **kept
+            source, continuous_batching or full_batch_size is not None, qaic_config, max_seq_len_cached, layerwise
         )
 
 

@@ -42,13 +42,14 @@ from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.auto_model import AutoModel
-from QEfficient.transformers.models.inputs import Prompts, read_prompts
+from QEfficient.transformers.models.inputs import Prompts, by_position, is_tokenizer, read_prompts
 
 logger = logging.getLogger(__name__)
 
 TASK = "features"
 DEFAULT_LENGTH, MANY_LENGTHS = 32, 15
-IGNORED_IN_GENERATE = ("device_ids", "device_id", "runtime_ai100", "write_io", "dtype")
+BY_POSITION = ("device_ids", "runtime_ai100", "write_io", "dtype")
+IGNORED_IN_GENERATE = (*BY_POSITION, "device_id")
 """Options of Qualcomm's library that have no meaning here."""
 
 
@@ -178,6 +179,8 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         named = {"tokenizer": tokenizer, "prompts": prompts, "input_ids": input_ids, "attention_mask": attention_mask}
         named |= {name: options.pop(name, None) for name in ("prompt", "inputs")}
         _check_generate_options(options)
+        of_prompts = 2 if any(map(is_tokenizer, inputs[:2])) else 1
+        inputs, _ = by_position(inputs, of_prompts, {name: options.get(name) for name in BY_POSITION})
         given, own_tokenizer = read_prompts(inputs, named)
         values = (*inputs, named["inputs"], named)
         _refuse_pairs(values)

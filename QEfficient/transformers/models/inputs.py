@@ -46,7 +46,7 @@ def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple
     for value in positional:
         if value is None:
             continue
-        if _is_tokenizer(value):
+        if is_tokenizer(value):
             tokenizer = value
         else:
             candidates.append(value)
@@ -62,7 +62,24 @@ def read_prompts(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple
     return _prompts(candidates[0]), tokenizer
 
 
-def _is_tokenizer(value: Any) -> bool:
+def by_position(values: tuple[Any, ...], first: int, named: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[Any]]:
+    """The first values are about prompts; those behind them are `named` options, given by position as in scripts of
+    Qualcomm's library. Returns both, the options as far as they were given either way."""
+    own, behind = values[:first], values[first:]
+    if len(behind) > len(named):
+        raise TypeError(
+            f"generate takes {first + len(named)} values by position, the last {len(named)} of which are"
+            f" {', '.join(named)}; {len(values)} were given."
+        )
+    found = dict(named)
+    for name, value in zip(named, behind, strict=False):
+        if found[name] not in (None, True):  # which are the defaults
+            raise TypeError(f"generate was given {name} by position and by name. Give it once.")
+        found[name] = value
+    return own, list(found.values())
+
+
+def is_tokenizer(value: Any) -> bool:
     return callable(value) and hasattr(value, "decode")
 
 

@@ -14,6 +14,13 @@ from QEfficient.program import ModelFacts
 from QEfficient.specs import SamplingParams
 from QEfficient.transformers.models.script_keywords import NAMES as SCRIPT_NAMES
 
+KEYWORDS = (
+    "tokenizer", "prompts", "input_ids", "attention_mask", "generation_len", "generation_config", "streamer", "stream",
+    "chat_template_kwargs", "decoding", "mask", "draft_model", "assistant_model", "prompt_lookup_num_tokens",
+    "prefill_model", "device_id", "runtime_ai100",
+)  # fmt: skip
+"""Of `generate`, besides those that choose tokens: for suggestions."""
+
 
 @dataclass(frozen=True)
 class Choosing:
@@ -60,7 +67,8 @@ def _check_names(given: Mapping[str, Any]) -> None:
     known = [*(f.name for f in fields(SamplingParams)), "do_sample", *SCRIPT_NAMES]
     for name in given:
         if name not in known:
-            raise OptionError(f"generate does not know the option '{name}'.{did_you_mean(name, known)}")
+            suggestion = did_you_mean(name, [*known, *KEYWORDS])
+            raise OptionError(f"generate does not know the option '{name}'.{suggestion}")
 
 
 def _replaced(sampling: SamplingParams, given: dict[str, Any]) -> SamplingParams:

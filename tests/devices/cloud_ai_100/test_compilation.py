@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices.cloud_ai_100 import CloudAI100
 from QEfficient.devices.cloud_ai_100.compilation import LAST_LINES, tell_warnings
 from QEfficient.devices.cloud_ai_100.container import read_description
-from QEfficient.errors import DeviceError, OptionError
+from QEfficient.errors import CompilationError, DeviceError, OptionError
 from QEfficient.program import ExportedProgram, load_exported
 from QEfficient.specs import CompileSpec
+from QEfficient.transformers.models import stages
 from QEfficient.verification.tiny_models import tiny_model
 
 SPEC: dict[str, Any] = {"prefill_seq_len": 8, "ctx_len": 64}
@@ -108,7 +110,7 @@ def test_other_models(new_sdk: str, tmp_path: Path, folder: Path, model_type: st
 def test_what_the_compiler_refuses(sdk: str, program: ExportedProgram, folder: Path) -> None:
     """Its own words, and the command."""
     message = r"exit code 1: .*Invalid option -new-option\.(.|\n)*command: .*qaic-compile -aic-hw .* -new-option"
-    with pytest.raises(DeviceError, match=message):
+    with pytest.raises(CompilationError, match=message):
         CloudAI100().compile(program, spec(extra_compiler_args=["-new-option"]), folder)
     assert "Invalid option" in (folder / "compiler.log").read_text()
 
@@ -125,6 +127,41 @@ def test_bfloat16_is_for_newer_cards(new_sdk: str, tmp_path: Path, folder: Path)
     program = load_exported(Path(wrapped.export(tmp_path / "exported")).parent)
     with pytest.raises(DeviceError, match="exported in bfloat16, which the ai100 does not compute in"):
         CloudAI100().compile(program, CompileSpec(**SPEC), folder)
+    with pytest.raises(DeviceError, match="exported in bfloat16, which the ai100 does not compute in"):
+        wrapped.compile(program.onnx_path(), device="cloud_ai_100", **SPEC)
+
+
+def test_bfloat16_becomes_float32_before_the_export(
+    new_sdk: str, program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    asked: list[stages.ExportRequest] = []
+    monkeypatch.setattr(stages, "export", lambda request, *_: asked.append(request) or program)
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    wrapped = QEFFAutoModelForCausalLM.from_pretrained(str(tmp_path / "model"), True, torch_dtype="auto")
+    wrapped.export()
+    for _ in range(2):
+        wrapped.compile(device="cloud_ai_100", compile_dir=tmp_path, full_batch_size=4, **SPEC)
+    assert [request.spec.dtype for request in asked] == ["bfloat16", "float32"]
+    source = asked[-1].prepare()
+    assert {parameter.dtype for parameter in source.module.parameters()} == {torch.float32}
+    assert {state.tensor.dtype for state in source.graph.states} == {"float32"}
+    said = "was asked for in bfloat16, in which device 'cloud_ai_100' does not compute"
+    assert sum(said in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "exported_in"),
+    [
+        ("bfloat16", {}, "float32"),
+        ("bfloat16", {"aic_hw_version": "ai100"}, "float32"),
+        ("bfloat16", {"aic_hw_version": "ai200"}, "bfloat16"),
+        ("bfloat16", {"enable_qnn": True}, "float32"),
+        ("float16", {}, "float16"),
+        ("float32", {"aic_hw_version": "ai200"}, "float32"),
+    ],
+)
+def test_in_which_type_a_model_is_exported(new_sdk: str, dtype: str, options: dict[str, Any], exported_in: str) -> None:
+    assert CloudAI100().export_dtype(dtype, options) == exported_in
 
 
 def test_a_compiler_that_wrote_something_else(
@@ -134,7 +171,7 @@ def test_a_compiler_that_wrote_something_else(
     from QEfficient.devices.cloud_ai_100 import compilation
 
     monkeypatch.setattr(compilation, "_sizes", lambda graph, entry: {"input_ids": (7, 7)})
-    with pytest.raises(DeviceError, match=r"input_ids should be \[7, 7\] and is \["):
+    with pytest.raises(CompilationError, match=r"input_ids should be \[7, 7\] and is \["):
         CloudAI100().compile(program, spec(), folder)
 
 
@@ -145,7 +182,7 @@ def test_a_compiler_that_wrote_nothing(
     from QEfficient.devices.cloud_ai_100 import compilation
 
     monkeypatch.setattr(compilation, "command", lambda asked: ["/bin/echo", "all is well"])
-    with pytest.raises(DeviceError, match=r"wrote no programqpc\.bin: (.|\n)*all is well"):
+    with pytest.raises(CompilationError, match=r"wrote no programqpc\.bin: (.|\n)*all is well"):
         CloudAI100().compile(program, spec(), folder)
 
 

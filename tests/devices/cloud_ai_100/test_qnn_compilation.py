@@ -214,7 +214,7 @@ def test_too_many_shapes_are_refused_before_the_export(
     config: dict[str, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), True, config)
-    monkeypatch.setattr(wrapped, "export", lambda **_: pytest.fail("the export began"))
+    monkeypatch.setattr(wrapped, "_export", lambda *_: pytest.fail("the export began"))
     asked = {**GEOMETRY, **options, "full_batch_size": 4, "enable_qnn": True}
     with pytest.raises(OptionError, match=r"there are 3 \(.*Decode.*\)\. Ask for fewer numbers"):
         wrapped.compile(device="cloud_ai_100", **asked)

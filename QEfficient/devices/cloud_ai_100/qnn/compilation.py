@@ -25,7 +25,7 @@ from QEfficient.devices.cloud_ai_100.qnn import tools
 from QEfficient.devices.cloud_ai_100.qnn.tools import QnnCompilation, QnnFiles
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk
 from QEfficient.devices.cloud_ai_100.specializations_file import FILE, specializations_text
-from QEfficient.errors import DeviceError
+from QEfficient.errors import CompilationError
 from QEfficient.program import ExportedProgram
 from QEfficient.specs import CompileSpec
 
@@ -101,7 +101,7 @@ def _run(asked: QnnCompilation) -> str:
     files, environment = asked.files, asked.sdk.environment()
     converted = compilation.run_compiler(tools.converter_command(asked), files.folder, files.workplace, environment)
     if not asked.files.dlc.is_file():
-        raise DeviceError(
+        raise CompilationError(
             f"{asked.sdk.converter.name} ended without an error, but wrote no {asked.files.dlc.name}:"
             f" {compilation.last_lines(converted)}"
         )
