@@ -17,7 +17,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from QEfficient.errors import ArtifactError, StorageError
 
@@ -176,18 +176,44 @@ def sole_builder(target: Path, on_wait: WaitHook) -> Iterator[None]:
 def locked(target: Path, *, shared: bool = False, on_wait: WaitHook | None = None) -> Iterator[None]:
     """Hold the kernel's lock of `target`, which dies with its holder. Without `on_wait` a held one is BlockingIOError.
 
-    The lock file stays: deleting it would let a newcomer lock a new file while others hold the old one.
+    Who leaves last removes the lock file, which may lie in a folder of the user's. Only who has it alone may do so, and
+    who gets a lock looks whether its file is still the one that others find.
     """
-    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with target.with_name(LOCK_PREFIX + target.name).open("a") as file:
-        try:
-            fcntl.flock(file, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is None:
-                raise
-            on_wait(target)
-            fcntl.flock(file, operation)
+    path = target.with_name(LOCK_PREFIX + target.name)
+    with _locked_file(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, target, on_wait) as file:
         try:
             yield
         finally:
+            with contextlib.suppress(OSError):  # others hold it too, or the folder takes no changes any more
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_still(path, file):  # between the two locks, somebody else may have removed it
+                    path.unlink()
             fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do if `build` left a forked child behind
+
+
+def _locked_file(path: Path, operation: int, target: Path, on_wait: WaitHook | None) -> IO[str]:
+    """The lock file, open and locked. One that was removed while this process waited for it locks nothing: then there
+    is another, or none yet."""
+    while True:
+        file = path.open("a")
+        try:
+            try:
+                fcntl.flock(file, operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is None:
+                    raise
+                on_wait(target)
+                fcntl.flock(file, operation)
+            if _is_still(path, file):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from QEfficient.artifacts import ArtifactStore, Entry, fingerprint, format_size, plain, write_json
+from QEfficient import publication
+from QEfficient.artifacts import ArtifactStore, fingerprint, format_size, plain, write_json
 from QEfficient.errors import ArtifactError, StorageError
 from QEfficient.program import MANIFEST
 from QEfficient.publication import CHECKSUMS, LOCK_PREFIX, TEMPORARY_PREFIX, file_digest
@@ -618,8 +619,6 @@ def test_a_build_inside_waits_for_removal_and_then_says_so(
     def removed_meanwhile(folder: Path) -> None:
         raise AssertionError("built in a folder that was removed")
 
-    from QEfficient import publication
-
     original = publication.locked
 
     @contextlib.contextmanager
@@ -637,9 +636,52 @@ def test_a_build_inside_waits_for_removal_and_then_says_so(
     assert not published.exists()
 
 
-def test_only_lock_files_stay(store: ArtifactStore, published: Path) -> None:
-    store.remove(Entry(published.name, "exported", published, 0, 0, 0, "", "", True))
-    assert [path for path in store.root.rglob("*") if path.is_file()] == hidden(store.root, LOCK_PREFIX)
+def test_nothing_stays(store: ArtifactStore, published: Path) -> None:
+    publish_compiled(store, published)
+    assert not hidden(store.root, LOCK_PREFIX)
+    store.remove(store.find(published.name))
+    assert [path for path in store.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_lock_whose_file_was_removed_is_none(tmp_path: Path) -> None:
+    """Who waited for it waits for the file that took its place."""
+    target = tmp_path / "target"
+    order: list[str] = []
+
+    def second() -> None:
+        with publication.locked(target, on_wait=lambda _: order.append("waits")):
+            order.append("has it")
+
+    with publication.locked(target):
+        thread = threading.Thread(target=second)
+        thread.start()
+        wait_until(lambda: order == ["waits"])
+        (tmp_path / f"{LOCK_PREFIX}target").unlink()
+        with publication.locked(target), pytest.raises(BlockingIOError), publication.locked(target):  # another file
+            pass
+    thread.join()
+    assert order == ["waits", "has it"] and not list(tmp_path.iterdir())
+
+
+def test_many_who_want_the_same_lock(tmp_path: Path) -> None:
+    """One at a time, though each removes the file."""
+    target, inside, seen = tmp_path / "target", [0], []
+
+    def enter() -> None:
+        for _ in range(100):
+            with publication.locked(target, on_wait=lambda _: None):
+                inside[0] += 1
+                seen.append(inside[0])
+                inside[0] -= 1
+            with publication.locked(target, shared=True, on_wait=lambda _: None):
+                pass
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 600 and not list(tmp_path.iterdir())
 
 
 def test_format_size() -> None:

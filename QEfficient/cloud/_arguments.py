@@ -114,12 +114,13 @@ def _meant(flag: str, known: Sequence[str]) -> str | None:
 
 
 def _converted(flag: str, kind: type | None, value: str | None) -> Any:
-    """The value of a device option: of the type that the option has, or of the type that it looks like."""
+    """The value of a device option: of the type that the option has, or of the type that it looks like. An `object` is
+    a text or a bare flag, which true and false say too."""
     if value is None:
         if kind in (int, str):
             raise UsageError(f"{flag} needs a value.")
         return True
-    if kind is bool or (kind is None and value.lower() in ("true", "false")):
+    if kind is bool or (kind in (None, object) and value.lower() in ("true", "false")):
         return switch(value)
     if kind is int or (kind is None and re.fullmatch(r"-?\d+", value)):
         try:

@@ -34,7 +34,9 @@ def read_prompts(arguments: argparse.Namespace, default: str | None = None) -> l
     if arguments.prompts_txt_file_path:
         prompts = _lines(Path(arguments.prompts_txt_file_path))
     else:
-        prompts = [text.strip() for text in (arguments.prompt or "").split("|") if text.strip()]
+        texts = arguments.prompt or ""
+        texts = texts.split("|") if isinstance(texts, str) else texts  # a list is a script's
+        prompts = [text.strip() for text in texts if text.strip()]
     if not prompts and arguments.prompt is None and default is not None:
         note(f'no prompt given: using "{default}"')
         return [default]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from typing import Any
 
 from QEfficient.cloud._arguments import Parser, UsageError, add_device, add_export, add_geometry, add_model, add_phase
 
@@ -69,6 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
         }
     )
     return 0
+
+
+def main(onnx_path: str, qpc_path: str, num_cores: int, **options: Any) -> str:
+    """`QEfficient.compile`, where old scripts of Qualcomm's library look for it."""
+    from QEfficient.legacy import compile as compile_for_script
+
+    return compile_for_script(onnx_path, qpc_path, num_cores, **options)
 
 
 if __name__ == "__main__":

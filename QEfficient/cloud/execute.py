@@ -77,6 +77,25 @@ def _tokenizer(compiled: CompiledProgram, arguments: argparse.Namespace) -> Any:
     return model_tokenizer(named, tokenizer_options(arguments))
 
 
+def main(
+    model_name: str,
+    qpc_path: str,
+    device_group: list[int] | None = None,
+    local_model_dir: str | None = None,
+    prompt: str | list[str] | None = None,
+    prompts_txt_file_path: str | None = None,
+    generation_len: int | None = None,
+    cache_dir: str | None = None,
+    hf_token: str | None = None,
+    full_batch_size: int | None = None,
+) -> None:
+    """The command, for scripts of Qualcomm's library."""
+    given = dict(locals())
+    from QEfficient.cloud._scripts import call
+
+    call("execute", given)
+
+
 if __name__ == "__main__":
     from QEfficient.cloud.main import run_alone
 

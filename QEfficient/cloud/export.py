@@ -64,6 +64,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def main(
+    model_name: str,
+    cache_dir: str | None = None,
+    hf_token: str | None = None,
+    local_model_dir: str | None = None,
+    full_batch_size: int | None = None,
+    mxint8_kv_cache: bool = False,
+) -> None:
+    """The command, for scripts of Qualcomm's library."""
+    given = dict(locals())
+    from QEfficient.cloud._scripts import call
+
+    call("export", given)
+
+
 if __name__ == "__main__":
     from QEfficient.cloud.main import run_alone
 

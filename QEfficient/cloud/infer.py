@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from QEfficient.cloud import _arguments as options
 
 if TYPE_CHECKING:
+    from QEfficient.program import CompiledProgram
     from QEfficient.specs import CompileSpec
 
 HELP = "Export and compile a model as far as needed, then generate text."
@@ -21,6 +22,8 @@ EXAMPLES = """\
   qefficient infer ./checkpoint --prompt "My name is" --ctx-len 16384 --ccl-enabled --device cloud_ai_100"""
 
 DEMO_PROMPT = "In the beginning"
+ENCRYPTED = "io_encrypt"
+"""The option of a card's compiler whose programs only who has the key can run."""
 DEMO_LENGTH = 64
 """Half of the default context: the demo is to show something, not to go on for long."""
 
@@ -59,12 +62,60 @@ def run(arguments: argparse.Namespace) -> int:
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 
         compiled = Preparation(name, arguments, clock).compiled(check, runs=True)
+        if compiled.spec.device_options.get(ENCRYPTED) not in (None, False):
+            return _leave(compiled, name, arguments.json)
         choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
         record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)
     if arguments.json:
         paths = {"onnx_path": compiled.program.onnx_path(), "qpc_path": output_folder(compiled)}
         document({"model": name, "device": compiled.device, **paths, **record, "seconds": clock.seconds})
     return 0
+
+
+def _leave(compiled: CompiledProgram, name: str, as_json: bool) -> int:
+    """End with the program: what is encrypted is for who has the key."""
+    from QEfficient.cloud._compiled import output_folder
+    from QEfficient.cloud._presentation import document, note
+
+    note(f"compiled with {ENCRYPTED}, so it is not run here")
+    path = output_folder(compiled)
+    if as_json:
+        document({"model": name, "device": compiled.device, "qpc_path": path})
+    else:
+        print(path)
+    return 0
+
+
+def main(
+    model_name: str,
+    num_cores: int,
+    device_group: list[int] | None = None,
+    prompt: str | list[str] | None = None,
+    prompts_txt_file_path: str | None = None,
+    aic_enable_depth_first: bool = False,
+    mos: int | None = None,
+    batch_size: int = 1,
+    full_batch_size: int | None = None,
+    prompt_len: int = 32,
+    ctx_len: int = 128,
+    generation_len: int | None = None,
+    mxfp6: bool = False,
+    mxint8: bool = False,
+    local_model_dir: str | None = None,
+    cache_dir: str | None = None,
+    hf_token: str | None = None,
+    allow_mxint8_mdp_io: bool = False,
+    enable_qnn: bool | str = False,
+    qnn_config: str | None = None,
+    trust_remote_code: bool = False,
+    ccl_enabled: bool = False,
+    **options: Any,
+) -> None:
+    """The command, for scripts of Qualcomm's library. `options`: other flags of it, and options of the device."""
+    given = dict(locals())
+    from QEfficient.cloud._scripts import call
+
+    call("infer", given)
 
 
 if __name__ == "__main__":

@@ -95,12 +95,12 @@ def _run(name: str, words: Sequence[str], prog: str) -> int:
     command = load_command(name)
     arguments = command_parser(name, command, prog).read(words)
     configure_logging(arguments.verbose)
-    with _simulation(arguments):
+    with simulation(arguments):
         return command.run(arguments)
 
 
 @contextmanager
-def _simulation(arguments: argparse.Namespace) -> Iterator[None]:
+def simulation(arguments: argparse.Namespace) -> Iterator[None]:
     """What --simulate asks for: by the environment, which processes that a command starts have too."""
     if getattr(arguments, "simulate", None) is None:
         yield

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+
+from QEfficient.specs import SamplingParams
 
 
 class TokenMask(Protocol):
@@ -50,3 +53,22 @@ class OneOf:
         said, count = tuple(generated), len(generated)
         following = {s[count] for s in self._sequences if s[:count] == said and len(s) > count}
         return packed(following | set(self._end_ids if said in self._sequences else ()))
+
+
+class Always:
+    """Lets the same tokens come next at every step."""
+
+    def __init__(self, allowed: np.ndarray) -> None:
+        """`allowed`: a boolean for each token."""
+        self._bits = np.packbits(np.asarray(allowed, np.bool_), bitorder="little")
+
+    def mask(self, generated: Sequence[int]) -> np.ndarray:
+        return self._bits
+
+
+@dataclass(frozen=True)
+class MaskedParams(SamplingParams):
+    """How one prompt's tokens are chosen, where that includes which tokens there are to choose among."""
+
+    mask: Always | None = field(default=None, compare=False)
+    """Without a memory, so all answers to the prompt may share it."""

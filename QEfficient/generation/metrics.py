@@ -85,8 +85,9 @@ def perf_metrics(outputs: Sequence[RequestOutput], batch_size: int = 1) -> PerfM
     total = _latest(ran) - _earliest(ran)
     prefill = sum(output.timings.prefill for output in ran)
     tokens = sum(max(len(output.generated_ids) - 1, 0) for output in ran) / batch_size
+    batches = max(len(ran) / batch_size, 1.0)  # rows that stay idle shorten no prefill
     return PerfMetrics(
-        prefill_time=prefill * batch_size / len(ran),
+        prefill_time=prefill / batches,
         decode_perf=_rate(tokens, total - prefill),
         total_perf=_rate(tokens, total),
         total_time=total,

@@ -44,7 +44,8 @@ class PromptRunner:
         prefill_logit_bs: int = 1,
         decode_batch_id: Any = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
-        """Run prompts to their ends. `decode_batch_id`: their slots; default 0, 1, …
+        """Run prompts to their ends. `decode_batch_id`: their slots; default 0, 1, … `prefill_logit_bs`: how many rows
+        of logits come back, which are as many as prompts; 1 may be said of any number.
 
         Returns the logits behind each prompt `[prompts, 1, vocabulary]`, the positions of the tokens that come next
         `[prompts, 1]`, and how many can be generated.
@@ -65,8 +66,10 @@ class PromptRunner:
     def _check(self, prompts: Sequence[str], slots: Sequence[int], logits: int) -> None:
         if not prompts or len(prompts) != len(slots):
             raise OptionError(f"{len(prompts)} prompts were given for {len(slots)} slots. Give as many of both.")
-        if logits != 1:
-            raise OptionError(f"prefill_logit_bs is {logits}, but prompts are run for the logits of their last token.")
+        if logits not in (1, len(prompts)):
+            raise OptionError(
+                f"prefill_logit_bs is {logits}, but {len(prompts)} prompts give as many rows of logits. Leave it out."
+            )
         if not self._engine.idle:
             raise OptionError("answers are still being generated with this program: take them first, or cancel them.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from QEfficient.devices.choosing import RANDOM, SETTINGS
 from QEfficient.errors import OptionError, PromptError, did_you_mean
+from QEfficient.generation.masks import Always, MaskedParams
 from QEfficient.program import (
     ACCEPTED_TOKENS,
     COMPUTE_CONTEXT,
@@ -59,7 +60,7 @@ class Wishes:
     is_tlm: bool = False
     sampler: bool = False
     guided: bool = False
-    sampling_params: bool = False
+    sampling_params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_wishes(wishes: Wishes, compiled: CompiledProgram) -> None:
@@ -67,6 +68,8 @@ def check_wishes(wishes: Wishes, compiled: CompiledProgram) -> None:
     inputs = frozenset(tensor.name for tensor in compiled.program.graphs["lm"].spec.all_inputs)
     _check_batching(wishes.full_batch_size, compiled)
     _check_sampler(wishes, inputs)
+    if inputs & SAMPLER:
+        _check_bitmasks(wishes.sampling_params, compiled)
     if wishes.is_tlm and KEPT_LOGITS not in inputs:
         raise OptionError(
             f"is_tlm was asked for, but the program has no input '{KEPT_LOGITS}': it gives the logits of one token at a"
@@ -105,11 +108,14 @@ def check_sampler_keywords(given: Mapping[str, Any], compiled: CompiledProgram) 
     for name, tensor in SHOWN_BY.items():
         if given.get(name) and tensor not in tensors:
             config = dict.fromkeys(("include_sampler", *({name} - {"sampling_params"})), True)
+            instead = "the card chooses tokens, and does no more"
+            if not spec.chooses_tokens:
+                instead = "tokens are chosen on the host, as temperature=, top_k= and so on say"
             raise OptionError(
-                f"{name} was given, but the program has no '{tensor}': tokens are chosen on the host, as temperature=,"
-                f" top_k= and so on say. Leave {name} out, or load the model with qaic_config={config} and compile it"
-                " for a Cloud AI 100."
+                f"{name} was given, but the program has no '{tensor}': {instead}. Leave {name} out, or load the model"
+                f" with qaic_config={config} and compile it for a Cloud AI 100."
             )
+    _check_bitmasks(given.get("sampling_params") or {}, compiled)
 
 
 def check_iteration(given: Any) -> int:
@@ -142,17 +148,67 @@ def _check_sampler(wishes: Wishes, inputs: frozenset[str]) -> None:
 
 
 def chosen_params(usual: SamplingParams, given: Mapping[str, Any], number: int) -> SamplingParams:
-    """How the tokens of one prompt are chosen: its line of each array, the last one where there are fewer lines."""
-    unknown = [name for name in given if name not in FIELDS and name != RANDOM]
+    """How the tokens of one prompt are chosen: its line of each array. One line, or several that say the same, are for
+    all prompts."""
+    known = (*FIELDS, RANDOM, TOKEN_BITMASKS)
+    unknown = [name for name in given if name not in known]
     if unknown:
-        raise OptionError(f"sampling_params has '{unknown[0]}'.{did_you_mean(unknown[0], FIELDS)}")
-    found = {FIELDS[name]: _line(array, number) for name, array in given.items() if name in FIELDS}
-    return replace(usual, **found)
+        raise OptionError(
+            f"sampling_params has '{unknown[0]}', which is no input of a sampler.{did_you_mean(unknown[0], known)}"
+            f" There are {', '.join(known)}."
+        )
+    found = {FIELDS[name]: _line(name, array, number).item() for name, array in given.items() if name in FIELDS}
+    if given.get(TOKEN_BITMASKS) is None:
+        return replace(usual, **found)
+    said = {each.name: getattr(usual, each.name) for each in fields(SamplingParams)}
+    return MaskedParams(**{**said, **found}, mask=Always(_line(TOKEN_BITMASKS, given[TOKEN_BITMASKS], number)))
 
 
-def _line(array: Any, number: int) -> Any:
-    lines = np.ravel(array)
-    return lines[min(number, len(lines) - 1)].item()
+def for_every_batch(given: Mapping[str, Any], prompts: int, batch: int) -> dict[str, Any]:
+    """Arrays with a line for each row of a batch, for several batches one after another: rows mean the same in each."""
+    arrays = {name: _lines(name, array) for name, array in given.items() if array is not None}
+    several = {name: len(lines) == batch < prompts for name, lines in arrays.items()}
+    return {n: np.resize(a, (prompts, *a.shape[1:])) if several[n] else a for n, a in arrays.items()}
+
+
+def _lines(name: str, array: Any) -> np.ndarray:
+    """The array with what it says of each prompt in its first axis."""
+    lines = np.atleast_2d(np.asarray(array)) if name in (TOKEN_BITMASKS, RANDOM) else np.ravel(array)
+    if not lines.size:
+        raise OptionError(f"sampling_params has no line in '{name}'. Give one for each prompt, or one for all.")
+    return lines
+
+
+def _line(name: str, array: Any, number: int) -> np.ndarray:
+    lines = _lines(name, array)
+    if number >= len(lines) and (lines != lines[0]).any():
+        raise OptionError(
+            f"sampling_params has {len(lines)} lines in '{name}', which differ, and there are more prompts: which of"
+            " them gets which line would follow from which answer ends first. Give a line for each prompt, or one for"
+            " all."
+        )
+    line: np.ndarray = lines[number if number < len(lines) else 0]
+    return line
+
+
+def _check_bitmasks(given: Mapping[str, Any], compiled: CompiledProgram) -> None:
+    """Refuse masks that a program does not read, or that are not of its tokens."""
+    array = given.get(TOKEN_BITMASKS)
+    if array is None:
+        return
+    spec = compiled.program.graphs["lm"].spec
+    width = next((tensor.shape[-1] for tensor in spec.all_inputs if tensor.name == TOKEN_BITMASKS), None)
+    if width is None:
+        raise OptionError(
+            f"sampling_params has '{TOKEN_BITMASKS}', but the program has no such input. Leave it out, or load the"
+            " model with qaic_config={'include_sampler': True, 'include_guided_decoding': True}."
+        )
+    lines = _lines(TOKEN_BITMASKS, array)
+    if lines.ndim != 2 or lines.shape[1] != width:
+        raise OptionError(
+            f"sampling_params has '{TOKEN_BITMASKS}' of shape {list(np.shape(array))}, but the program has {width}"
+            f" tokens: [prompts, {width}] is expected, True where a token may come."
+        )
 
 
 def read_prompts(prompt: str | Sequence[str] | None, path: str | Path | None) -> list[str]:

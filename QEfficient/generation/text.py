@@ -10,7 +10,7 @@ import numpy as np
 
 from QEfficient.errors import OptionError, PromptError
 from QEfficient.generation.engine import Engine, Event
-from QEfficient.generation.masks import TokenMask
+from QEfficient.generation.masks import MaskedParams, TokenMask
 from QEfficient.generation.recording import check_logprobs
 from QEfficient.generation.request import FinishReason, Request, RequestOutput, output_of
 from QEfficient.specs import SamplingParams
@@ -213,7 +213,7 @@ class TextGenerator:
 
     def request(self, ids: Sequence[int], params: SamplingParams = GREEDY, priority: int = 0) -> Request:
         """A request that ends at the model's end-of-sequence tokens: the first answer, where several are wanted."""
-        return Request(tuple(ids), params, self._eos_ids, priority)
+        return Request(tuple(ids), params, self._eos_ids, priority, _own_mask(params, None))
 
     def requests(
         self,
@@ -225,8 +225,7 @@ class TextGenerator:
         """A request for each of the `n` answers that `params` wants; `mask` makes one for each of them."""
         answers: list[Request] = []
         for sample in range(params.n):
-            own_mask = mask() if mask is not None else None
-            first = answers[0] if answers else None
+            own_mask, first = _own_mask(params, mask), answers[0] if answers else None
             answers.append(Request(tuple(ids), params, self._eos_ids, priority, own_mask, sample, like=first))
         check_logprobs(answers[0], self._engine.session.limits)
         return answers
@@ -311,3 +310,11 @@ class TextGenerator:
             writer = writers[event.request]
             if not writer.stopped:  # else its end was told with the stop string
                 yield self.read(event, writer)
+
+
+def _own_mask(params: SamplingParams, mask: MaskMaker | None) -> TokenMask | None:
+    """What one answer may say: a mask made for it, or that of its parameters."""
+    own = params.mask if isinstance(params, MaskedParams) else None
+    if own is not None and mask is not None:
+        raise OptionError("mask and the token_bitmasks of sampling_params both say what may come. Leave one out.")
+    return mask() if mask is not None else own

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from QEfficient.devices.cloud_ai_100.opened import open_program
 from QEfficient.devices.cloud_ai_100.session import CloudSession
@@ -18,7 +18,14 @@ from QEfficient.devices.cloud_ai_100.written_io import opener
 from QEfficient.errors import DeviceError, OptionError, PromptError
 from QEfficient.generation.decoding.selection import DecodingChoice
 from QEfficient.generation.live_text import LiveText
-from QEfficient.generation.metrics import CloudAI100ExecInfo, CloudAI100ExecInfoNew, PerfMetrics, average, exec_info
+from QEfficient.generation.metrics import (
+    CloudAI100ExecInfo,
+    CloudAI100ExecInfoNew,
+    PerfMetrics,
+    average,
+    exec_info,
+    perf_metrics,
+)
 from QEfficient.generation.opened import OpenedProgram
 from QEfficient.generation.prefill import PromptRunner, checked_length
 from QEfficient.generation.request import Request, output_of
@@ -27,6 +34,7 @@ from QEfficient.generation.script_options import (
     check_iteration,
     check_wishes,
     chosen_params,
+    for_every_batch,
     pad_right,
     read_prompts,
 )
@@ -42,6 +50,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 class TextGeneration:
@@ -66,7 +76,8 @@ class TextGeneration:
     ) -> None:
         """The geometry is read from the program; what is said of it here must agree. `ctx_len` may be less.
 
-        `sampling_params`: for a program that chooses tokens on the card, arrays with a line for each prompt.
+        `sampling_params`: for a program that chooses tokens on the card, arrays with a line for each prompt. One line
+        is for all of them; without continuous batching, those of one batch are for the others too.
         """
         self._compiled = open_program(qpc_path, ctx_len)
         wishes = Wishes(
@@ -76,7 +87,7 @@ class TextGeneration:
             is_tlm,
             include_sampler or return_pdfs,
             include_guided_decoding,
-            bool(sampling_params),
+            sampling_params or {},
         )
         check_wishes(wishes, self._compiled)
         pad_right(tokenizer)
@@ -189,15 +200,16 @@ class TextGeneration:
         outputs = [output_of(request, text) for request, text in texts.items()]
         spec, pad = self._compiled.spec, self._tokenizer.pad_token_id
         info = exec_info(outputs, spec.batch_size, self.continuous_batching, 0 if pad is None else pad)
+        info.perf_metrics = average([perf_metrics(batch, info.batch_size) for batch in self._together(outputs)])
         info.simulated = self._compiled.simulated
         self._metrics = info.perf_metrics
         return info
 
-    def _together(self, requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
-        """All at once with continuous batching. Without it batch by batch: what others compiled may not bear a row
-        that begins while another goes on."""
-        most = len(requests) if self.continuous_batching else self.batch_size
-        return (requests[first : first + most] for first in range(0, len(requests), most))
+    def _together(self, prompts: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        """What belongs to prompts, all at once with continuous batching. Without it batch by batch: what others
+        compiled may not bear a row that begins while another goes on."""
+        most = len(prompts) if self.continuous_batching else self.batch_size
+        return (prompts[first : first + most] for first in range(0, len(prompts), most))
 
     def _requests(self, prompts: Sequence[str], generation_len: int | None, automation: bool) -> list[Request]:
         self._open()
@@ -206,7 +218,10 @@ class TextGeneration:
             self._engine.scheduler.check(self._text.request(ids))
         checked_length(generation_len, max(map(len, encoded)), self._compiled.spec.ctx_len)
         usual = SamplingParams(max_new_tokens=generation_len, ignore_eos=automation)
-        params = [chosen_params(usual, self._sampling, number) for number in range(len(encoded))]
+        arrays = self._sampling
+        if not self.continuous_batching:
+            arrays = for_every_batch(arrays, len(encoded), self.batch_size)
+        params = [chosen_params(usual, arrays, number) for number in range(len(encoded))]
         return [self._text.request(*each) for each in zip(encoded, params, strict=True)]
 
     def _filled(self, prompt: str | Sequence[str], lora_ids: Sequence[int] | None) -> list[str]:
@@ -248,7 +263,8 @@ def cloud_ai_100_exec_kv(
     sampling_params: Mapping[str, Any] | None = None,
 ) -> CloudAI100ExecInfo:
     """Open a program, run prompts, print the figures, close it. Without continuous batching texts and ids are lists,
-    one entry for each batch. `iteration`: how often all of it runs; the figures are the mean."""
+    one entry for each batch, and the figures are the mean of the batches. `iteration`: how often all of it runs; the
+    figures are the mean of that too."""
     check_iteration(iteration)
     prompts = read_prompts(prompt, prompts_txt_file_path)
     generation = TextGeneration(

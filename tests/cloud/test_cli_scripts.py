@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import Cli, Home
 
+from QEfficient.cloud import compile as compile_command
+from QEfficient.cloud import execute, export, infer
+from QEfficient.errors import OptionError, PromptError
+
 COMPILE = "--batch_size 1 --prompt_len 8 --ctx_len 32 --mxfp6 --num_cores 16 --device_group [0] --mos -1"
 PROMPT = ("--prompt", "My name is", "--generation_len", "4")
 
@@ -46,6 +50,29 @@ def test_infer_on_a_device(cli: Cli, home: Home, qpcs: Path) -> None:
     words = ("--device", "cloud_ai_100", "--ctx-len", 32, "--prompt-len", 8, *PROMPT)
     refused = cli("infer", home.model, *words, "--device-group", "[77]")
     assert refused.code == 1 and "77" in refused.error
+
+
+def test_functions_of_the_commands(
+    home: Home, qpcs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`main` takes keywords for flags; a prompt may have any letter, and errors are raised."""
+    folder, shape = str(home.model), {"ctx_len": 32, "prompt_len": 8, "device": "cloud_ai_100"}
+    execute.main(folder, str(qpcs), [0], prompt=["a|b", "c"], generation_len=2, full_batch_size=4)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("\t")[0] for line in lines[:3]] == ["prompt", "a|b", "c"]
+    export.main(folder, mxint8_kv_cache=True)
+    onnx_path = capsys.readouterr().out.strip()
+    made = compile_command.main(onnx_path, str(tmp_path / "r"), 16, device_group=[0], prompt_len=8, ctx_len=32)
+    assert Path(made) == tmp_path / "r" / "qpcs" and (tmp_path / "r" / "qpcs" / "programqpc.bin").is_file()
+    shutil.copytree(home.path, tmp_path / "home")
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path / "home"))  # the other is for all tests
+    infer.main(folder, 16, [1], "My name is", mxfp6=True, io_encrypt=True, **shape)
+    said = capsys.readouterr()
+    assert (Path(said.out.strip()) / "programqpc.bin").is_file() and "so it is not run here" in said.err
+    with pytest.raises(OptionError, match="does not know the option 'moss'|Did you mean --mos"):
+        infer.main(folder, 16, prompt="x", moss=1, **shape)
+    with pytest.raises(PromptError, match="there is no prompt"):
+        infer.main(folder, 16, prompt=[], **shape)
 
 
 def test_two_places(cli: Cli, home: Home) -> None:

@@ -44,6 +44,9 @@ def _text(name: str, value: Any) -> str:
 
 
 def _flag_or_text(name: str, value: Any) -> bool | str:
+    """A command line has no other way to say yes and no than as texts."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
     return value if isinstance(value, bool) else _text(name, value)
 
 
@@ -196,12 +199,12 @@ PASSED: Mapping[str, Kind] = {
 }
 """Options that are told to the compiler as they are, in the order in which they were given."""
 
-_TYPES: Mapping[str, type] = {"_flag": bool, "_whole": int, "_number": float}
+_TYPES: Mapping[str, type] = {"_flag": bool, "_whole": int, "_number": float, "_flag_or_text": object}
 
 OPTION_TYPES: Mapping[str, type] = {
     name: _TYPES.get(kind.__qualname__.partition(".")[0], str) for name, kind in {**CONSUMED, **PASSED}.items()
 }
-"""What a command line reads a value as."""
+"""What a command line reads a value as; `object`: a text, or nothing behind the flag."""
 
 DECIDED: Mapping[str, str] = {
     **dict.fromkeys(("m", "model", "aic_binary_dir", "aic_hw"), "where a program lies and runs is the device's to say"),
@@ -258,7 +261,8 @@ class CompilerOptions:
     @property
     def slices_tensors(self) -> bool:
         """Whether all devices work on every layer, each on a slice, by a file that we write."""
-        return self.num_devices > 1 and self.mdp_num_partitions == 1 and not self._dumps_partitions
+        brought = self.mdp_load_partition_config is not None or self._dumps_partitions
+        return self.num_devices > 1 and self.mdp_num_partitions == 1 and not brought
 
     @property
     def is_pipeline(self) -> bool:
@@ -275,11 +279,15 @@ class CompilerOptions:
         return "mdp_dump_partition_config" in dict(self.passed)
 
     def check_files(self) -> None:
-        """Refuse files that the compiler would not find."""
+        """Refuse files that the compiler would not find, and partitions for another number of devices."""
+        from QEfficient.devices.cloud_ai_100.partitions import check_number  # which knows these options
+
         named = {**vars(self), **dict(self.passed)}
         for name in READ_FILES:
             if named.get(name) and not Path(named[name]).is_file():
                 raise OptionError(f"option '{name}' names the file {named[name]}, which does not exist.")
+        if self.mdp_load_partition_config and self.num_devices > 1:
+            check_number(Path(self.mdp_load_partition_config), self.num_devices)
 
     def with_whole_paths(self) -> CompilerOptions:
         """The same for a compiler that stands in another folder."""
@@ -381,12 +389,11 @@ def _check_cores(given: Mapping[str, Any]) -> None:
 
 def _check_devices(given: Mapping[str, Any]) -> None:
     devices, partitions = given.get("num_devices", 1), given.get("mdp_num_partitions", 1)
-    for name, number in (("num_devices", devices), ("mdp_num_partitions", partitions)):
-        if number > 1 and "mdp_load_partition_config" in given:
-            raise OptionError(
-                f"mdp_load_partition_config names the devices itself, but {name} {number} was asked for too."
-                f" Leave {name} out, or leave the file out and have one written."
-            )
+    if partitions > 1 and "mdp_load_partition_config" in given:
+        raise OptionError(
+            f"mdp_load_partition_config names the partitions itself, but mdp_num_partitions {partitions} was asked for"
+            " too. Leave mdp_num_partitions out, or leave the file out and have one written."
+        )
     if partitions > devices:
         raise OptionError(f"mdp_num_partitions {partitions} needs as many devices, but num_devices is {devices}.")
     if given.get("mdp_strategy") == "intersection" and "mdp_compiler_dump_path" not in given:

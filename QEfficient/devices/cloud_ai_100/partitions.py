@@ -78,6 +78,19 @@ def check_file(path: Path, cores: int) -> None:
         raise OptionError(f"{path} gives {listed} cores to a device, but num_cores is {cores}. Make them one number.")
 
 
+def check_number(path: Path, devices: int) -> None:
+    """Refuse a file of partitions for another number of devices than was asked for."""
+    try:
+        found = devices_in(path)
+    except (KeyError, TypeError):
+        return  # no file of partitions: what is wrong with it is said by who looks at all of it
+    if found != devices:
+        raise OptionError(
+            f"{path}, which is mdp_load_partition_config, is for {found} device(s), but num_devices is {devices}. Make"
+            " them one number, or leave num_devices out."
+        )
+
+
 def devices_of(options: CompilerOptions) -> int:
     """On how many devices a program runs that is compiled with these options."""
     if options.mdp_load_partition_config:

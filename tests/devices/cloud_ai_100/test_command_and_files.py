@@ -165,7 +165,6 @@ def test_a_choice_is_refused_with_what_there_is() -> None:
         ({"host_preproc": True, "aic_preproc": True}, "exclude each other"),
         ({"convert_to_quantize": True, "dump_profile": "p"}, "exclude each other"),
         ({"convert_to_quantize": True, "load_profile": "p"}, "exclude each other"),
-        ({"mdp_load_partition_config": "m.json", "num_devices": 2}, "num_devices 2 was asked for too"),
         ({"mdp_load_partition_config": "m.json", "mdp_num_partitions": 2}, "mdp_num_partitions 2 was asked for too"),
         ({"mdp_num_partitions": 4, "num_devices": 2}, "mdp_num_partitions 4 needs as many devices"),
         ({"mdp_strategy": "intersection"}, "needs mdp_compiler_dump_path"),
@@ -205,6 +204,12 @@ def test_options_are_spelt_as_the_compiler_spells_them() -> None:
         "-aic-pmu-events=12,13",
         "-vv",
     ]
+
+
+@pytest.mark.parametrize(("given", "told"), [("true", ["-io-encrypt"]), (True, ["-io-encrypt"]), ("False", [])])
+def test_yes_and_no_as_texts(given: bool | str, told: list[str]) -> None:
+    """Where a text may stand in place of a flag."""
+    assert render(read_options({"io_encrypt": given}).passed) == told
 
 
 def test_none_means_not_given() -> None:

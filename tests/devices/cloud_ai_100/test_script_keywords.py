@@ -16,6 +16,7 @@ from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices.cloud_ai_100.inference_session import load_runtime
 from QEfficient.errors import OptionError
+from QEfficient.generation.masks import OneOf
 from QEfficient.verification.tiny_models import tiny_model
 
 PROMPTS = ["My name is", "a"]
@@ -44,7 +45,8 @@ def plain(_sdk: None, tmp_path_factory: pytest.TempPathFactory) -> QEFFAutoModel
 
 @pytest.fixture(scope="module")
 def choosing(_sdk: None, tmp_path_factory: pytest.TempPathFactory) -> QEFFAutoModelForCausalLM:
-    return made(tmp_path_factory.mktemp("sampler"), {"include_sampler": True, "max_top_k_ids": 64}, batch_size=2)
+    config = {"include_sampler": True, "max_top_k_ids": 64, "include_guided_decoding": True}
+    return made(tmp_path_factory.mktemp("sampler"), config, batch_size=2)
 
 
 def ids(model: Any, *prompts: Any, **options: Any) -> list[list[int]]:
@@ -109,10 +111,24 @@ def test_a_program_that_chooses(choosing: Any, wanted: list[list[int]]) -> None:
     assert ids(choosing, PROMPTS, include_sampler=True) == ids(choosing, PROMPTS) == wanted
     with pytest.raises(OptionError, match="include_sampler=False was given, but the program chooses tokens"):
         choosing.generate(byte_tokenizer(), PROMPTS, include_sampler=False)
-    with pytest.raises(OptionError, match="no 'probs'.*'return_pdfs': True"):
+    with pytest.raises(OptionError, match="no 'probs': the card chooses tokens, and does no more.*'return_pdfs': True"):
         choosing.generate(byte_tokenizer(), PROMPTS, return_pdfs=True)
-    with pytest.raises(OptionError, match="'temprature'. Did you mean 'temperatures'"):
+    with pytest.raises(OptionError, match="'temprature', which is no input of a sampler. Did you mean 'temperatures'"):
         choosing.generate(byte_tokenizer(), PROMPTS, sampling_params={"temprature": [1]})
+
+
+def test_a_program_that_is_told_which_tokens_there_are(choosing: Any) -> None:
+    """By a mask of each prompt's own."""
+    masks = np.zeros((2, 256), np.bool_)
+    masks[0, 5:9], masks[1, 100:] = True, True
+    given: dict[str, Any] = {"include_guided_decoding": True, "sampling_params": {"token_bitmasks": masks}}
+    first, second = ids(choosing, PROMPTS, **given)
+    assert set(first) <= {5, 6, 7, 8} and all(token >= 100 for token in second)
+    assert set("".join(choosing.generate(byte_tokenizer(), PROMPTS[0], generation_len=2, stream=True, **given))) <= {
+        *byte_tokenizer().decode([5, 6, 7, 8])
+    }
+    with pytest.raises(OptionError, match="mask and the token_bitmasks"):
+        choosing.generate(byte_tokenizer(), PROMPTS, mask=lambda: OneOf([[5]]), **given)
 
 
 def test_compute_contexts(tmp_path: Path) -> None:

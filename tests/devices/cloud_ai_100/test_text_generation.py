@@ -17,7 +17,7 @@ from QEfficient import QEFFAutoModelForCausalLM, cloud_ai_100_exec_kv
 from QEfficient.devices import Batch, Row, get_device
 from QEfficient.errors import ArtifactError, DeviceError, OptionError
 from QEfficient.generation.cloud_infer import QAICInferenceSession
-from QEfficient.generation.script_options import chosen_params
+from QEfficient.generation.script_options import chosen_params, for_every_batch
 from QEfficient.generation.text_generation_inference import TextGeneration
 from QEfficient.program import load_compiled
 from QEfficient.specs import SamplingParams
@@ -156,7 +156,7 @@ def test_pieces_of_a_batch(opened: list[TextGeneration], rows: Scripted, slots: 
 def test_prefill_of_rows(opened: list[TextGeneration], rows: Scripted) -> None:
     generation = opening(opened, rows)
     wanted = [ids[0] for ids in rows.wanted(PROMPTS[1:3], 1)]
-    outputs, positions, length = generation._qaic_model.run_prefill(PROMPTS[1:3], None)
+    outputs, positions, length = generation._qaic_model.run_prefill(PROMPTS[1:3], None, prefill_logit_bs=2)
     assert outputs["logits"].shape == (2, 1, 256)
     assert outputs["logits"][:, 0].argmax(-1).tolist() == wanted
     assert (positions.tolist(), length) == ([[2], [27]], 64 - 27)
@@ -172,7 +172,7 @@ def test_prefill_into_a_slot(opened: list[TextGeneration], slots: Scripted) -> N
     assert (outputs["logits"].argmax(-1).tolist(), positions.tolist(), length) == ([[ids[0]]], [[27]], 9)
     logits = generation._engine.session.run(Batch((Row(2, (ids[0],), 27),)))
     assert logits.argmax(-1).tolist() == [ids[1]]
-    with pytest.raises(OptionError, match="prefill_logit_bs is 2"):
+    with pytest.raises(OptionError, match="prefill_logit_bs is 2, but 1 prompts give as many rows"):
         generation._qaic_model.run_prefill(PROMPTS[4], 9, 2)
     with pytest.raises(OptionError, match="2 prompts were given for 1 slots"):
         generation._qaic_model.run_prefill(PROMPTS[:2], 9, decode_batch_id=[1])
@@ -192,6 +192,21 @@ def test_one_call_for_all(rows: Scripted, capsys: pytest.CaptureFixture[str], tm
         assert len(METRICS.findall(capsys.readouterr().out)) == 1
     with pytest.raises(ValueError, match="there is no prompt"):
         cloud_ai_100_exec_kv(byte_tokenizer(), rows.qpc)
+
+
+def test_figures_of_several_batches(rows: Scripted) -> None:
+    """The mean of the batches, each from its own beginning."""
+    options: dict[str, Any] = {"generation_len": COUNT, "automation": True, "stream": False}
+    info = cloud_ai_100_exec_kv(byte_tokenizer(), rows.qpc, PROMPTS, **options)
+    batches = [[output.timings for (output,) in info.outputs[first : first + 2]] for first in (0, 2, 4)]
+    spans = [max(t.finished or 0 for t in batch) - min(t.submitted or 0 for t in batch) for batch in batches]
+    prefills = [sum(timing.prefill for timing in batch) for batch in batches]
+    metrics = info.perf_metrics
+    assert metrics.total_time == pytest.approx(np.mean(spans)) and metrics.prefill_time == pytest.approx(
+        np.mean(prefills)
+    )
+    lines = [len(batch) * (COUNT - 1) / 2 / span for batch, span in zip(batches, spans, strict=True)]
+    assert metrics.total_perf == pytest.approx(np.mean(lines))
 
 
 def test_one_call_for_all_slots(slots: Scripted) -> None:
@@ -250,7 +265,8 @@ def test_a_sampler_that_is_not_there(
 
 def test_a_sampler_that_is_there(tmp_path: Path, opened: list[TextGeneration], rows: Scripted) -> None:
     """Each prompt has its own line of the arrays: the first takes the likeliest tokens, the second does not."""
-    model = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config={"include_sampler": True, "max_top_k_ids": 64})
+    config = {"include_sampler": True, "max_top_k_ids": 64, "include_guided_decoding": True}
+    model = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config=config)
     model.export(tmp_path / "exported")
     qpc = model.compile(device="cloud_ai_100", compile_dir=tmp_path, batch_size=2, ctx_len=64, prefill_seq_len=8)
     with pytest.raises(ValueError, match="say so with include_sampler=True"):
@@ -260,8 +276,37 @@ def test_a_sampler_that_is_there(tmp_path: Path, opened: list[TextGeneration], r
     ids = opened[-1].generate([PROMPTS[0]] * 2, COUNT, stream=False, automation=True).generated_ids.tolist()
     (wanted,) = rows.wanted(PROMPTS[:1], COUNT)
     assert ids[0] == wanted != ids[1]
-    with pytest.raises(ValueError, match="sampling_params has 'temprature'. Did you mean 'temperatures'"):
+    opened[-1].close()
+    allowed = np.zeros((2, 256), np.bool_)
+    allowed[0, 5:9], allowed[1, 100:] = True, True
+    arrays = {"token_bitmasks": allowed, "temperatures": np.array([[0.0], [0.0]], np.float32)}
+    guided: dict[str, Any] = {"include_sampler": True, "include_guided_decoding": True}
+    opened.append(TextGeneration(byte_tokenizer(), qpc, sampling_params=arrays, **guided))
+    info = opened[-1].generate([PROMPTS[0]] * 4, COUNT, stream=False, automation=True)
+    for first, second in info.generated_ids:  # the lines of one batch are for every batch
+        assert set(first) <= {5, 6, 7, 8} and all(token >= 100 for token in second)
+    with pytest.raises(OptionError, match=r"of shape \[2, 255\], but the program has 256 tokens"):
+        TextGeneration(byte_tokenizer(), qpc, sampling_params={"token_bitmasks": allowed[:, 1:]}, **guided)
+
+
+def test_lines_of_arrays() -> None:
+    def temperature(given: Any, number: int) -> float:
+        return chosen_params(SamplingParams(top_k=7), {"temperatures": given, "random_numbers": 1}, number).temperature
+
+    assert (
+        temperature(0.5, 3) == temperature([[0.5]], 3) == temperature([0.5, 0.5], 3) == temperature([0, 0.5], 1) == 0.5
+    )
+    with pytest.raises(OptionError, match="2 lines in 'temperatures', which differ, and there are more prompts"):
+        temperature([[0.5], [0]], 2)
+    with pytest.raises(OptionError, match="no line in 'temperatures'"):
+        temperature([], 0)
+    with pytest.raises(
+        OptionError, match="no input of a sampler. Did you mean 'temperatures'.* There are repetition_p"
+    ):
         chosen_params(SamplingParams(), {"temprature": 1}, 0)
+    repeated = for_every_batch({"top_ks": [[1], [2]], "top_ps": [1.0], "token_bitmasks": np.eye(2)}, 5, 2)
+    assert [array.tolist() for array in repeated.values()][:2] == [[1, 2, 1, 2, 1], [1.0]]
+    assert repeated["token_bitmasks"].argmax(-1).tolist() == [0, 1, 0, 1, 0]
 
 
 def test_a_target_of_speculative_decoding(tmp_path: Path, opened: list[TextGeneration], rows: Scripted) -> None:
