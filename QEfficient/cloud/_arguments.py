@@ -383,6 +383,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         help="up to N that followed the same words before: for texts that repeat their prompt or themselves",
     )
     chosen.add_argument("--draft-model", metavar="PATH", help="those of a smaller model with the same tokenizer")
+    group.add_argument("--draft-num-cores", type=positive, metavar="N", help="cores of a card for it; default 5 of 16")
 
 
 def positive(text: str) -> int:

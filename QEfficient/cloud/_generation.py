@@ -16,6 +16,7 @@ from QEfficient.cloud._presentation import StageClock, note, table
 from QEfficient.cloud._tokenizers import saved_tokenizer
 from QEfficient.devices.slotted import slotted_limits
 from QEfficient.errors import ModelError, OptionError, PromptError
+from QEfficient.generation.decoding.on_device import check_params
 from QEfficient.generation.decoding.selection import DecodingChoice
 from QEfficient.generation.defaults import LOOKUP, left_out, sampling_params
 from QEfficient.generation.engine import Engine
@@ -26,7 +27,7 @@ from QEfficient.generation.request import Request, RequestOutput, output_of
 from QEfficient.generation.scheduler import Scheduler
 from QEfficient.generation.text import TextGenerator
 from QEfficient.program import CompiledProgram
-from QEfficient.specs import CompileSpec, SamplingParams
+from QEfficient.specs import CompileSpec, SamplerSpec, SamplingParams
 
 
 def read_prompts(arguments: argparse.Namespace, default: str | None = None) -> list[str]:
@@ -86,6 +87,25 @@ def decoding(arguments: argparse.Namespace, draft: Callable[[], CompiledProgram]
     if arguments.prompt_lookup is not None:
         return DecodingChoice("prompt_lookup", lookahead=arguments.prompt_lookup or None)
     return DecodingChoice(draft=draft() if arguments.draft_model is not None else None)
+
+
+def check_decoding(
+    arguments: argparse.Namespace, spec: CompileSpec, pads_calls: bool, given: Mapping[str, Any]
+) -> None:
+    """Refuse what a program of these kinds of calls could not do, before it is made."""
+    flag = "--prompt-lookup" if arguments.prompt_lookup is not None else "--draft-model"
+    ahead = arguments.prompt_lookup is not None or arguments.draft_model is not None
+    if ahead and arguments.include_sampler:
+        raise OptionError(
+            f"{flag} tries tokens ahead, but with --include-sampler the program chooses them itself. Leave one out."
+        )
+    if ahead and pads_calls and not arguments.projections and not any(spec.num_speculative_tokens):
+        raise OptionError(
+            f"{flag} tries tokens ahead, for which this device needs a program of its own: add"
+            " --num-speculative-tokens 3, say."
+        )
+    if arguments.include_sampler:
+        check_params(sampling_params({}, given), arguments.max_top_k_ids or SamplerSpec.max_top_k_ids)
 
 
 def check_prompts(tokenizer: Any, prompts: Sequence[str], spec: CompileSpec) -> None:

@@ -34,6 +34,9 @@ CARD_OPTIONS = (
 )  # fmt: skip
 
 
+DRAFT_CORES = 5
+"""Of a card's, for a draft model, if nothing else is said."""
+
 Check = Callable[[CompileSpec, int], None]
 """Refuses what does not go with a geometry, or with a vocabulary of so many tokens."""
 
@@ -253,12 +256,38 @@ def _say_where(device: Device, arguments: argparse.Namespace) -> None:
         note(f"this runs on the device {device.name}, which has no use for {flags}: {reason}{lacks}")
 
 
+def share_cores(arguments: argparse.Namespace) -> None:
+    """A draft model that is compiled for the model's own card takes some of its cores; refuses more than there are."""
+    from QEfficient.cloud._compiled import is_compiled
+    from QEfficient.devices.cloud_ai_100.options import CORES
+
+    own, drafts = arguments.num_cores, arguments.draft_num_cores
+    if arguments.draft_model is None:
+        if drafts is not None:
+            raise UsageError("--draft-num-cores goes with --draft-model.")
+        return
+    if is_compiled(arguments.draft_model) or chosen_device(arguments).name != SIMULATED_DEVICE:
+        return
+    if own is None and drafts is None:
+        drafts = DRAFT_CORES
+    own, drafts = own or CORES - drafts, drafts or CORES - own
+    if min(own, drafts) < 1 or own + drafts > CORES:
+        raise UsageError(
+            f"a card has {CORES} cores for the model (--num-cores) and its draft model (--draft-num-cores) together,"
+            f" such as {CORES - DRAFT_CORES} and {DRAFT_CORES}; {max(own, 0)} and {max(drafts, 0)} were asked for."
+        )
+    if (own, drafts) != (arguments.num_cores, arguments.draft_num_cores):
+        note(f"of the card's {CORES} cores the model has {own}, the draft model {drafts}")
+    arguments.num_cores, arguments.draft_num_cores = own, drafts
+
+
 def draft_program(arguments: argparse.Namespace, clock: StageClock) -> CompiledProgram:
     """The draft model that the arguments name: compiled already, or made ready as the model is."""
     from QEfficient.cloud._compiled import find_compiled, is_compiled
 
     name = arguments.draft_model
     plain = argparse.Namespace(**{key: value for key, value in vars(arguments).items() if key not in KINDS})
+    plain.num_cores = arguments.draft_num_cores or arguments.num_cores
     return find_compiled(name) if is_compiled(name) else Preparation(name, plain, clock).compiled()
 
 

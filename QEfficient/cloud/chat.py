@@ -45,7 +45,7 @@ def add_arguments(parser: options.Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
     from QEfficient.cloud._compiled import output_folder
-    from QEfficient.cloud._preparation import Preparation, model_name, tokenizer_options
+    from QEfficient.cloud._preparation import Preparation, chosen_device, model_name, share_cores, tokenizer_options
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
 
@@ -53,9 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     given = generation.sampling(arguments)
     if arguments.ctx_len is None:
         arguments.ctx_len = usual_context(name)
+    share_cores(arguments)
     with StageClock(arguments.verbose) as clock:
 
         def check(spec: CompileSpec, vocabulary: int) -> None:
+            generation.check_decoding(arguments, spec, chosen_device(arguments).pads_calls, given)
             generation.check_tokens(given, vocabulary)
             model_tokenizer(name, tokenizer_options(arguments))  # which refuses a model without one
 

@@ -42,7 +42,14 @@ def add_arguments(parser: options.Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
     from QEfficient.cloud._compiled import output_folder
-    from QEfficient.cloud._preparation import Preparation, draft_program, model_name, tokenizer_options
+    from QEfficient.cloud._preparation import (
+        Preparation,
+        chosen_device,
+        draft_program,
+        model_name,
+        share_cores,
+        tokenizer_options,
+    )
     from QEfficient.cloud._presentation import StageClock, document
     from QEfficient.cloud._tokenizers import model_tokenizer
     from QEfficient.demo import DEMO_NAME
@@ -55,9 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.json,
         arguments.device_group,
     )
+    share_cores(arguments)
     with StageClock(arguments.verbose) as clock:
 
         def check(spec: CompileSpec, vocabulary: int) -> None:
+            generation.check_decoding(arguments, spec, chosen_device(arguments).pads_calls, task.sampling)
             generation.check_tokens(task.sampling, vocabulary)
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 

@@ -285,9 +285,9 @@ class Device(ABC):
     """What it can run, in the words of `ModelFacts.task`; `features` goes with the two methods for encoders."""
     options: Mapping[str, type] = {}
     """Names and types of this device's own compile options."""
-    chooses_tokens = True
-    takes_guesses = True
-    """Whether it runs programs that choose tokens themselves."""
+    pads_calls = True
+    """Whether a run is a padded call of a compiled shape. Programs that choose or guess tokens themselves are made for
+    that; otherwise tokens are packed, and such programs refused."""
     has_ids = False
     """Whether there may be several of it, which `load` tells apart by numbers."""
     shows_runs = False

@@ -21,7 +21,7 @@ LONG = "longrope"
 def install(model: torch.nn.Module) -> None:
     """Let the context choose the frequencies of every such module. Changes `model` in place."""
     for module in model.modules():
-        if _kinds(module):
+        if follows_length(module):
             module.forward = _by_context(module, module.forward)
 
 
@@ -29,6 +29,11 @@ def trained_length(model: torch.nn.Module) -> int | None:
     """The longest context in which the frequencies are those of short texts; None if they never change."""
     lengths = [_trained(m, layer_type) for m in model.modules() for layer_type in _kinds(m)]
     return min(lengths, default=None)
+
+
+def follows_length(module: torch.nn.Module) -> bool:
+    """Whether its frequencies depend on how long the text is."""
+    return bool(_kinds(module))
 
 
 def context_of(embeds: torch.Tensor) -> Any:

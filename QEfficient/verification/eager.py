@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from QEfficient.transformers.loading import ModelSource
+from QEfficient.transformers.rotary import follows_length
 
 LOOKS_AHEAD = 1e-2
 """A token whose logits change by more of their spread when others follow belongs to a model that is not causal."""
@@ -67,6 +68,26 @@ def load_eager(source: ModelSource) -> Any:
     if getattr(model.config, "_attn_implementation", "eager") != "eager":
         model.set_attn_implementation("eager")
     return model.eval()
+
+
+def with_frequencies_of(model: Any, ctx_len: int) -> Any:
+    """The same model, which gives every text the rotary frequencies that a text of this length has, as a program does
+    that is compiled for it. Changes `model`."""
+    for module in model.modules():
+        if follows_length(module):
+            module.forward = _as_in_a_text_of(ctx_len, module.forward)
+    return model
+
+
+def _as_in_a_text_of(length: int, forward: Any) -> Any:
+    """Its code looks for the last position; so it is shown one, whose cosines and sines are dropped."""
+
+    def with_last(x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        last = torch.full_like(position_ids[..., :1], length - 1)
+        found = forward(x, torch.cat((position_ids, last), dim=-1), *args, **kwargs)
+        return tuple(values[..., :-1, :] for values in found)
+
+    return with_last
 
 
 def twin(model: Any) -> Any:

@@ -37,7 +37,7 @@ from QEfficient.program import CompiledProgram, GraphSpec
 from QEfficient.transformers.models.stages import versions
 from QEfficient.transformers.transform import retain, with_copied_heads
 from QEfficient.verification.comparison import TOLERANCE, Agreement, agreement
-from QEfficient.verification.eager import Expected, expect, load_eager, twin
+from QEfficient.verification.eager import Expected, expect, load_eager, twin, with_frequencies_of
 from QEfficient.verification.fixed_blocks import with_fixed_blocks
 from QEfficient.verification.forced import forced_logits
 from QEfficient.verification.locate import TOLERANCE as STATE_TOLERANCE
@@ -93,6 +93,9 @@ def verify(
     model = load_eager(opened.source)
     ids = _prompt_ids(prompts, opened, model)
     compiled = opened.compile(device, continuous_batching, ctx_len, max(len(p) for p in ids) + new_tokens, progress)
+    trained = compiled.program.graphs["lm"].spec.context.trained
+    if trained is not None and compiled.spec.ctx_len > trained:
+        model = with_frequencies_of(model, compiled.spec.ctx_len)
     progress("expect")
     expected = _expected(
         model, ids, new_tokens, slotted_limits(compiled.spec, compiled.program.graphs["lm"].spec.context.positions)

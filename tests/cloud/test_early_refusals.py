@@ -203,3 +203,28 @@ def test_more_shapes_than_qnn_takes(cli: Cli, scratch: Path, model_folder: Path,
     words = (verb, model_folder, *SHAPE, "--simulate", "--enable-qnn", "--num-speculative-tokens", "1,3")
     assert "QNN's tools take 1 or 2 specializations, but there are 3" in refused(cli(*words), 1)
     assert nothing_made(scratch)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--include-sampler", "--prompt-lookup"], "with --include-sampler the program chooses them itself"),
+        (["--include-sampler", "--frequency-penalty", "1"], "which frequency_penalty is not part of"),
+        (["--include-sampler", "--top-k", "600"], "top_k is 600, but the program chooses among 512 tokens"),
+        (["--prompt-lookup"], "needs a program of its own: add --num-speculative-tokens 3"),
+        (["--draft-model", "{model}", "--num-cores", "16"], "for the model (--num-cores) and its draft model"),
+        (["--draft-num-cores", "4"], "--draft-num-cores goes with --draft-model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_how_tokens_are_found(cli: Cli, scratch: Path, model_folder: Path, words: list[str], message: str) -> None:
+    named = [word.format(model=model_folder) for word in words]
+    result = cli("infer", model_folder, *SHAPE, "--simulate", "--prompt", "x", *named)
+    assert message in refused(result, result.code or 1)
+    assert nothing_made(scratch)
+
+
+def test_a_draft_model_has_cores_of_its_own(cli: Cli, scratch: Path, model_folder: Path) -> None:
+    words = ("infer", model_folder, *SHAPE, "--simulate", "--prompt", "x", "--generation-len", 6, "--draft-model")
+    result = cli(*words, model_folder, "--num-speculative-tokens", 2)
+    assert result.code == 0 and "of the card's 16 cores the model has 11, the draft model 5" in result.err, result.err

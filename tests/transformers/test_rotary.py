@@ -11,6 +11,7 @@ import transformers
 from small_models import SIZES, drawn
 
 from QEfficient import QEFFAutoModelForCausalLM
+from QEfficient.verification.ladder import verify
 
 TRAINED, COUNT = 32, 6
 SHORT, LONG = [[5, 9, 40, 17]], [[(7 * i) % 90 + 3 for i in range(TRAINED + 2)]]
@@ -64,6 +65,12 @@ def test_short_texts_in_a_short_context(make: Any) -> None:
 @pytest.mark.parametrize("make", [phi, phi_moe])
 def test_long_texts_in_a_long_context(make: Any) -> None:
     assert answers(make(), LONG, 64) == [greedy(make(), LONG[0])]
+
+
+@pytest.mark.slow
+def test_verify_shows_transformers_the_same_length() -> None:
+    report = verify(phi_moe(), device="reference", ctx_len=64, new_tokens=2, prompts=[SHORT[0], LONG[0]])
+    report.raise_if_failed()
 
 
 def test_every_text_of_a_long_context_has_one_set_of_frequencies(caplog: pytest.LogCaptureFixture) -> None:

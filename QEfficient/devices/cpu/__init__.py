@@ -30,8 +30,7 @@ class CpuDevice(Device):
 
     name = "cpu"
     options = OPTION_TYPES
-    chooses_tokens = False
-    takes_guesses = False
+    pads_calls = False
     in_small_pieces: Mapping[str, Any] = MappingProxyType({"max_tokens": 8})
 
     @classmethod

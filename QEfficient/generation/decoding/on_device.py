@@ -47,7 +47,7 @@ class OnDevice:
     def _choice(self, step: Step) -> Choice:
         request = step.request
         params = request.params
-        self._check(params)
+        check_params(params, self._limits.widest)
         return Choice(
             random_numbers=self._random_numbers(request),
             temperature=params.temperature,
@@ -76,16 +76,18 @@ class OnDevice:
         allowed: np.ndarray = unpacked([request.mask.mask(request.generated)], self._limits.vocabulary)[0]
         return allowed
 
-    def _check(self, params: SamplingParams) -> None:
-        plain = SamplingParams()
-        for name in NOT_ON_DEVICE:
-            if getattr(params, name) != getattr(plain, name):
-                raise OptionError(f"the program chooses tokens itself, which {name} is not part of. Leave it out.")
-        if params.top_k > self._limits.widest:
-            raise OptionError(
-                f"top_k is {params.top_k}, but the program chooses among {self._limits.widest} tokens. Load the model"
-                " with a larger max_top_k_ids."
-            )
+
+def check_params(params: SamplingParams, widest: int) -> None:
+    """Refuse what a program that chooses among so many tokens cannot do."""
+    plain = SamplingParams()
+    for name in NOT_ON_DEVICE:
+        if getattr(params, name) != getattr(plain, name):
+            raise OptionError(f"the program chooses tokens itself, which {name} is not part of. Leave it out.")
+    if params.top_k > widest:
+        raise OptionError(
+            f"top_k is {params.top_k}, but the program chooses among {widest} tokens. Load the model with a larger"
+            " max_top_k_ids (--max-top-k-ids)."
+        )
 
 
 def _is_end(step: Step) -> bool:

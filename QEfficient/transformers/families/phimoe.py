@@ -1,4 +1,4 @@
-"""Phi-3.5-MoE: its cosines and sines are scaled by the length of the text, in its own code; here the context decides."""
+"""Phi-3.5-MoE: its cosines and sines are scaled by the length of the text; here the context says which."""
 
 from __future__ import annotations
 

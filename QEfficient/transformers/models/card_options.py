@@ -119,12 +119,12 @@ def graph_options(
 
 def check_device(config: CardConfig, device: Device) -> None:
     """Refuse a device that runs no such program, before one is made."""
-    if config.sampler is not None and not device.chooses_tokens:
+    if config.sampler is not None and not device.pads_calls:
         raise OptionError(
             f"include_sampler was asked for, but for device '{device.name}' tokens are chosen on the host, where every"
             " option of sampling works. Leave include_sampler out."
         )
-    if config.projections and not device.takes_guesses:
+    if config.projections and not device.pads_calls:
         raise OptionError(
             f"speculative_model_type '{PROJECTED}' was asked for, but device '{device.name}' runs no"
             " projections. Leave it out and use prompt lookup or a draft model, which need no other program there."
