@@ -23,12 +23,13 @@ from pathlib import Path
 from qaic_simulator.command_line.arguments import Arguments
 from qaic_simulator.command_line.checking import Checked, check
 from qaic_simulator.command_line.options import OPTIONS
-from qaic_simulator.graph.checks import check_graph
+from qaic_simulator.graph.checks import Imported, check_graph
 from qaic_simulator.graph.file import read_model
 from qaic_simulator.graph.operators import OPERATORS
 from qaic_simulator.profiles import TOOLS, Profile, profile_of
 from qaic_simulator.program_file import PROGRAM, program_images, program_settings, write_program
 from qaic_simulator.rules import Refusal, Warned
+from qaic_simulator.side_files.partitions import DUMP_OPTION, with_nodes, write_partitions
 
 SIMULATOR_LINE = "qaic simulator: no Qualcomm compiler ran"
 FAULT_VARIABLE = "QAIC_SIM_COMPILER_FAULT"
@@ -175,10 +176,21 @@ def write_binary(folder: Path, checked: Checked, profile: Profile, fault: str) -
         write_program(unfinished, images, checked, program_settings(checked, imported, profile))
         if fault == "full":
             _fill_disk(unfinished / PROGRAM)
+        _dump_partitions(checked, imported)
         _publish(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return imported.warnings
+
+
+def _dump_partitions(checked: Checked, imported: Imported) -> None:
+    """Write which nodes there are, where that was asked for."""
+    arguments = checked.arguments
+    if arguments is not None and arguments.has(DUMP_OPTION):
+        path = Path(arguments.text(DUMP_OPTION))
+        cores = arguments.integer("aic-num-cores", 1)
+        write_partitions(path, with_nodes(checked.partitions, imported.nodes, cores))
+        print(f"MDP partition file generated: {path}")
 
 
 def _clear_stale(unfinished: Path) -> None:

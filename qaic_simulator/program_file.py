@@ -74,6 +74,7 @@ def program_settings(checked: Checked, imported: Imported, profile: Profile) -> 
         "devices": _devices(checked),
         "convert_to_fp16": arguments.has("convert-to-fp16"),
         "mxfp6": arguments.has("mxfp6-matmul"),
+        "retained_state": arguments.has("retained-state"),
         "specializations": [{"name": entry.name, "symbols": dict(entry.symbols)} for entry in checked.specializations],
         "custom_io": dict(checked.custom_io),
         "node_precision": {"fp16": list(precision.fp16), "fp32": list(precision.fp32)} if precision else {},
@@ -98,7 +99,8 @@ def network_descriptor(
     """Inputs and outputs with the types and all the shapes that the device has for them."""
     half = arguments.has("convert-to-fp16")
     inputs, outputs = _in_binding_order(own_inputs(model.graph)), _in_binding_order(model.graph.output)
-    states = {value.name for value in outputs if input_of_state(value.name)}
+    keeps = arguments.has("retained-state")
+    states = {value.name for value in outputs if keeps and input_of_state(value.name)}
     states |= {input_of_state(name) for name in states}
     types = {v.name: _type_number(v, half and v.name in states, checked.custom_io) for v in (*inputs, *outputs)}
     shapes = [{**entry.inputs, **entry.outputs} for entry in imported.specializations]

@@ -113,8 +113,11 @@ _FILES = (
     Rule("files.occupied", POLICY, "ET", "The folder for the binary is new or empty."),
     Rule("json.syntax", DOCUMENTED, "ET#1129", "A JSON file is JSON.", JSON_EXIT_CODE),
     Rule("json.type", DOCUMENTED, "ET#1129", "A JSON value is of the expected type.", JSON_EXIT_CODE),
+    Rule("json.repeated", POLICY, "ET", "No key stands twice in a JSON object."),
     Rule("json.key", DOCUMENTED, "ET#1129", "A JSON object has the keys that are read.", JSON_EXIT_CODE),
     Rule("yaml.syntax", DOCUMENTED, "DOC", "A YAML file is YAML."),
+    Rule("yaml.repeated", POLICY, "GLOW", "No key stands twice in a YAML mapping."),
+    Rule("yaml.aliases", POLICY, "DOC", "The aliases of a YAML file stand for no more than a file would hold."),
 )
 
 _SPECIALIZATIONS = (
@@ -170,14 +173,20 @@ _GRAPH = (
     Rule("graph.external-folder", DOCUMENTED, "ONNX", "External data lies below the model, at a path from its folder."),
     Rule("graph.ir-version", INHERITED, "GLOW", "The model's IR version is 3 to 10."),
     Rule("graph.no-opset", INHERITED, "GLOW", "The model says which opset of ONNX it uses."),
-    Rule("graph.opset", POLICY, "ET", "That opset is one of 11 to 18, and that of the functions too."),
+    Rule("graph.opset", POLICY, "ET", "That opset is 11 to 18, or 21 for weights in blocks; that of functions too."),
     Rule(
         "graph.domain", INHERITED, "GLOW", "Operators are ONNX's, Qualcomm's, Microsoft's or the model's own functions."
     ),
     Rule("graph.operator", INHERITED, "GLOW", "Each operator is on the list of operators."),
     Rule("graph.malformed", DOCUMENTED, "ONNX", "A node has the operands and attributes that its opset says."),
     Rule("graph.order", INHERITED, "GLOW", "A node uses what an input, a constant or an earlier node is called."),
-    Rule("graph.twice", DOCUMENTED, "ONNX", "A name stands for one value, or one function."),
+    Rule(
+        "graph.twice",
+        DOCUMENTED,
+        "ONNX",
+        "A name stands for one value, one function, or one node that a partition lists.",
+    ),
+    Rule("graph.import", DOCUMENTED, "ONNX", "A model, and a function, says once which version of a domain it uses."),
     Rule("graph.recursion", DOCUMENTED, "ONNX", "No function calls itself, be it through others."),
     Rule("graph.mismatch", KNOWN, "ET", "The shapes of operands fit one another."),
     Rule("graph.unbound", KNOWN, "SPEC", "Each specialization binds all symbols of the inputs."),
@@ -187,10 +196,11 @@ _GRAPH = (
     Rule("graph.sequence", KNOWN, "ET", "Every value is a tensor."),
     Rule("graph.sparse", POLICY, "GLOW", "All elements of a constant are written down."),
     Rule("graph.complex", KNOWN, "ET", "No value is complex."),
+    Rule("graph.text", INHERITED, "GLOW", "No value is text."),
     Rule(
         "graph.io-type", POLICY, "ET", "Inputs and outputs are of types that a device has; float64 is not among them."
     ),
-    Rule("graph.declared", POLICY, "ONNX", "Outputs have the types and shapes that the graph says."),
+    Rule("graph.declared", POLICY, "ONNX", "Outputs and inner values have the types and shapes that the graph says."),
     Rule("graph.bfloat16", KNOWN, "K2", "Nothing that is computed for ai100 is bfloat16."),
     Rule("graph.memory", POLICY, "SDK", "Weights, states, inputs and outputs fit into the device's memory."),
     Rule("graph.operator-memory", DOCUMENTED, "VQ", "What one operator reads fits into the 3.9 GiB that a core maps."),
@@ -232,12 +242,13 @@ _INTERFACE = (
     Rule("states.twice", POLICY, "SDK", "A retained state has one output."),
     Rule("states.type", DOCUMENTED, "SDK", "Both sides of a retained state have the same type."),
     Rule("states.shape", DOCUMENTED, "SDK", "Both sides of a retained state have the same shape."),
+    Rule("states.sizes", DOCUMENTED, "SDK", "A retained state has the same shape in all specializations."),
     Rule("states.copied", POLICY, "ET", "A retained state is made from more than its input alone."),
     Rule("custom-io.name", KNOWN, "REG", "Each name is that of an input or output."),
     Rule("custom-io.type", POLICY, "ET", "A precision is for floats: int8 for int8, besides."),
     Rule("custom-io.blocks", POLICY, "MX", "The last dimension of an mxint8 state is a multiple of 32."),
     Rule("node-precision.name", POLICY, "DOC", "Each name is that of a node's first output."),
-    Rule("partitions.node-name", POLICY, "ET", "The nodes of a partition exist."),
+    Rule("partitions.node-name", POLICY, "ET", "A node of each partition exists; other names are ignored."),
     Rule("partitions.order", DOCUMENTED, "ET", "The nodes of partitions stand in the graph's order."),
 )
 

@@ -134,14 +134,14 @@ def _compiled(findings: Findings, program: ExportedProgram, text: Text, spec: Co
     from dataclasses import replace
 
     from QEfficient.errors import QEfficientError
-    from QEfficient.verification.numerics import COMPILED, FLOAT16, compiled_perplexity
+    from QEfficient.verification.numerics import COMPILED, COMPILED_WITHOUT, compiled_perplexity
 
     options = {"node_precision_info": str(file.absolute())} if findings.proposal else {}
     try:
         found, is_simulated = compiled_perplexity(program, text, spec, options)
     except QEfficientError as error:
         return replace(findings, refusal=str(error))
-    name = COMPILED if findings.proposal else f"{FLOAT16}, compiled"
+    name = COMPILED if findings.proposal else COMPILED_WITHOUT
     remark = f"'{name}' was run on {'a simulated card' if is_simulated else 'a card'}."
     perplexities = {**findings.perplexities, name: found}
     return replace(findings, perplexities=perplexities, remarks=[*findings.remarks, remark])
@@ -223,16 +223,25 @@ def _answer(findings: Findings, file: Path) -> str:
     from QEfficient.verification.numerics import FLOAT16, FLOAT32, WITH_FILE, is_near
 
     found, wanted = findings.perplexities, findings.perplexities[FLOAT32]
-    if not findings.proposal and is_near(found[FLOAT16], wanted):
+    compiled = "" if findings.compiled is None else f", compiled {findings.compiled:.3f}"
+    if not findings.proposal and findings.helps:
         return "float16 holds this model: no node needs fp32, and no file was written."
+    if not findings.proposal and is_near(found[FLOAT16], wanted):
+        return (
+            f"float16 would hold this model, with a perplexity of {found[FLOAT16]:.3f}, in float32 {wanted:.3f}, but"
+            f" the compiled program has {findings.compiled:.3f}, and no node was found that explains that: no file was"
+            " written."
+        )
     if not findings.proposal:
         return (
-            f"float16 changes the perplexity from {wanted:.3f} to {found[FLOAT16]:.3f}, and no node was found that"
-            " would change that: no file was written."
+            f"float16 changes the perplexity from {wanted:.3f} to {found[FLOAT16]:.3f}{compiled}, and no node was found"
+            " that would change that: no file was written."
         )
-    nodes = f"{len(findings.proposal)} nodes to keep in fp32 are in {file}"
+    count = len(findings.proposal)
+    nodes = f"{count} nodes to keep in fp32 are in {file}" if count > 1 else f"1 node to keep in fp32 is in {file}"
     result = (
-        f"with them the perplexity is {found[WITH_FILE]:.3f}, in float32 {wanted:.3f}, without {found[FLOAT16]:.3f}"
+        f"with {'them' if count > 1 else 'it'} the perplexity is {found[WITH_FILE]:.3f}{compiled}, in float32"
+        f" {wanted:.3f}, without {found[FLOAT16]:.3f}"
     )
     end = "compile with --node-precision-info" if findings.helps else "which is not all of the loss"
     return f"{nodes}: {result}; {end}."

@@ -87,7 +87,8 @@ def _buffers(plan: StatePlan) -> Buffers:
     heads, *rest = plan.shape
     grows = None in plan.shape
     width = prod(size for size in rest if size is not None)
-    return Buffers(1, heads or 1, width, plan.window if grows else 1, grows and plan.kind in PACKED)
+    packs = grows and plan.kind in PACKED
+    return Buffers(1, heads or 1, width, plan.window if grows else 1, packs, packs and plan.direct)
 
 
 def _uses(model: Any) -> dict[str, str]:

@@ -50,6 +50,8 @@ class Buffers:
     """Positions that are kept; None: the whole context."""
     packs: bool = True
     """Keys and values, which a device may keep in a coarser type; others are sums over time."""
+    direct: bool = False
+    """Whether one node attends to them as they are; False also where nobody looked."""
 
     def numbers(self, ctx_len: int) -> int:
         kept = ctx_len if self.slots is None else min(self.slots, ctx_len)

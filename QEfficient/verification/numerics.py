@@ -47,7 +47,7 @@ SHORTEST, ENOUGH = 2, 256
 FLOAT32, FLOAT16, WITH_FILE = "float32", "float16", "float16 + file"
 PREPARED = "float32, as compiled"
 """With what is changed for float16 before the compiler sees it: tables of positions, norms, epsilons."""
-COMPILED = "float16 + file, compiled"
+COMPILED, COMPILED_WITHOUT = "float16 + file, compiled", "float16, compiled"
 ALONE = {"float16": Format(half=True), "MXFP6": Format(mxfp6=True), "MXINT8": Format(mxint8=True)}
 TOGETHER = {
     "float16 + MXFP6": Format(half=True, mxfp6=True),
@@ -114,9 +114,15 @@ class Findings:
 
     @property
     def helps(self) -> bool:
-        """Whether float16 with the proposal is as good as float32."""
-        found = self.perplexities.get(WITH_FILE, self.perplexities[FLOAT16])
-        return is_near(found, self.perplexities[FLOAT32])
+        """Whether float16 with the proposal is as good as float32, compiled too where that was asked for."""
+        found = [self.perplexities.get(WITH_FILE, self.perplexities[FLOAT16])]
+        found += [] if self.compiled is None else [self.compiled]
+        return all(is_near(each, self.perplexities[FLOAT32]) for each in found)
+
+    @property
+    def compiled(self) -> float | None:
+        """The perplexity of the compiled program, if there is one."""
+        return self.perplexities.get(COMPILED, self.perplexities.get(COMPILED_WITHOUT))
 
     def to_json(self) -> dict[str, Any]:
         """Numbers that are none become null."""
@@ -166,6 +172,8 @@ class _Examination:
         self._graph: GraphSpec = program.graphs[ROLE].spec
         self._parts: Parts = find_parts(self._flat, {state.input.name: state.layer for state in self._graph.states})
         self._perplexities: dict[str, float] = {}
+        self._in_vain: tuple[int, float] | None = None
+        """Nodes that were tried in fp32 and did not help, and the perplexity with them."""
 
     def findings(self) -> Findings:
         self._plain(FLOAT32, Format(), FlatGraph(self._program.onnx_path(ROLE), all_tokens(self._graph)))
@@ -200,7 +208,7 @@ class _Examination:
     def _measured(self, name: str) -> dict[str, Measure]:
         """In float16 all tensors; what other formats do is seen at the ends of the parts."""
         asked = ALONE[name]
-        names = self._flat.computed if asked.half else list(dict.fromkeys(self._parts.last.values()))
+        names = self._flat.measurable if asked.half else list(dict.fromkeys(self._parts.last.values()))
         found, measures = self._tried(name, asked, names)
         self._perplexities[name] = found
         return measures
@@ -214,12 +222,15 @@ class _Examination:
     # the proposal
 
     def _settled(self, measures: dict[str, Measure]) -> Proposal:
-        """What is out of range; then, as long as that is not enough, more of what could be the reason."""
+        """What is out of range; then, as long as that is not enough, more of what could be the reason. Nothing, if
+        nothing helps."""
         wanted, found = self._perplexities[PREPARED], self._perplexities[FLOAT16]
+        needed, best = dict[str, Reason](), found
         proposal = dict(Advisor(self._flat, measures).out_of_range())
         if proposal:
             found, measures = self._with(proposal)
-        needed, best = dict(proposal), found
+            if _is_no_worse(found, best, wanted):  # or as good: another text may go further
+                needed, best = dict(proposal), found
         for _ in range(ROUNDS):
             if is_near(found, wanted) or not math.isfinite(wanted):
                 break
@@ -234,11 +245,13 @@ class _Examination:
             self._perplexities[WITH_FILE] = best
             names = Format(half=True, mxfp6=True, mxint8=True, fp32=frozenset(needed))
             self._plain(f"{WITH_FILE} + MXFP6 + MXINT8", names)
+        elif proposal:
+            self._in_vain = len(proposal), found
         return ordered(self._flat, needed)
 
     def _with(self, proposal: Mapping[str, Reason]) -> tuple[float, dict[str, Measure]]:
         asked = Format(half=True, fp32=frozenset(proposal))
-        return self._tried(f"float16 with {len(proposal)} nodes in fp32", asked, self._flat.computed)
+        return self._tried(f"float16 with {len(proposal)} nodes in fp32", asked, self._flat.measurable)
 
     def _more(self, advisor: Advisor, proposal: Mapping[str, Reason]) -> dict[str, Reason]:
         """The first of the usual suspects that are not in the proposal yet."""
@@ -296,6 +309,9 @@ class _Examination:
                     f"{state.input.name} reaches {measure.largest:,.0f}: the cache is float16 on the card, and no file"
                     " changes that."
                 )
+        if self._in_vain is not None:
+            count, found = self._in_vain
+            yield f"{count} nodes were tried in fp32, in vain: the perplexity is {found:.3f} with them."
         widths = {state.tensor.shape[-1] for state in self._graph.states if state.kind in ("key", "value")}
         uneven = sorted(width for width in widths if isinstance(width, int) and width % BLOCK)
         if uneven:
@@ -303,8 +319,6 @@ class _Examination:
                 f"the compiler takes an MXINT8 cache in whole blocks of {BLOCK} only, and heads here have {uneven[0]}:"
                 " its figures are an estimate."
             )
-        if any(attribute.HasField("g") for node in self._flat.nodes for attribute in node.attribute):
-            yield "recurrent nodes have bodies of their own: only what they give out was rounded."
 
 
 def _suspects(advisor: Advisor) -> Iterator[Proposal]:
@@ -320,6 +334,12 @@ def _is_nearer(found: float, best: float, wanted: float) -> bool:
     if not math.isfinite(found):
         return False
     return not math.isfinite(best) or abs(found - wanted) <= abs(best - wanted) / 2
+
+
+def _is_no_worse(found: float, before: float, wanted: float) -> bool:
+    if not math.isfinite(found):
+        return False
+    return is_near(found, wanted) or not math.isfinite(before) or abs(found - wanted) <= abs(before - wanted)
 
 
 def perplexity_of(session: Session, text: Text) -> float:

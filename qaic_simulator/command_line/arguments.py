@@ -277,9 +277,7 @@ def _check_mapping(arguments: Arguments, profile: Profile) -> None:
     cores = arguments.integer("aic-num-cores", 1)
     if not 1 <= cores <= profile.device_cores:
         profile.refuse("mapping.cores", f"-aic-num-cores lies in 1..{profile.device_cores}, not at {cores}.")
-    instances = arguments.integer("aic-num-of-instances", 1)
-    if instances * cores > profile.device_cores:
-        profile.refuse("mapping.instances", f"{instances} x {cores} cores are more than {profile.device_cores}.")
+    check_instances(arguments, cores, profile)
     for name in ("mos", "ols"):
         odd = [number for number in arguments.integers(name) if number not in SPLITS]
         if odd:
@@ -289,6 +287,13 @@ def _check_mapping(arguments: Arguments, profile: Profile) -> None:
         profile.refuse("mapping.clusters", f"-mos has {len(splits)} numbers for {len(clusters)} clusters.")
     if not arguments.has("mdp-load-partition-config"):
         check_splits_fit(arguments, cores, profile)
+
+
+def check_instances(arguments: Arguments, cores: int, profile: Profile) -> None:
+    """Refuse instances that together want more cores than a device has."""
+    instances = arguments.integer("aic-num-of-instances", 1)
+    if instances * cores > profile.device_cores:
+        profile.refuse("mapping.instances", f"{instances} x {cores} cores are more than {profile.device_cores}.")
 
 
 def check_splits_fit(arguments: Arguments, cores: int, profile: Profile) -> None:

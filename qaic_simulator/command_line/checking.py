@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qaic_simulator.command_line.arguments import Arguments, check_files, check_splits_fit, parse
+from qaic_simulator.command_line.arguments import Arguments, check_files, check_instances, check_splits_fit, parse
 from qaic_simulator.profiles import Profile, profile_of
 from qaic_simulator.rules import Refusal
 from qaic_simulator.side_files.custom_io import read_custom_io
@@ -71,7 +71,8 @@ def _partitions(arguments: Arguments, profile: Profile) -> PartitionConfig | Non
             "partitions.cores-disagree",
             f"-aic-num-cores is {arguments.text('aic-num-cores')}, but the partitions have {sorted(cores)}.",
         )
-    check_splits_fit(arguments, min(cores), profile)
+    check_splits_fit(arguments, min(cores, default=1), profile)
+    check_instances(arguments, max(cores, default=1), profile)
     return config
 
 
@@ -82,7 +83,13 @@ def _specializations(arguments: Arguments, profile: Profile) -> tuple[Specializa
 
 def _custom_io(arguments: Arguments, profile: Profile) -> dict[str, str]:
     name = "custom-IO-list-file"
-    return read_custom_io(Path(arguments.text(name)), arguments.hardware, profile) if arguments.has(name) else {}
+    if not arguments.has(name):
+        return {}
+    precisions = read_custom_io(Path(arguments.text(name)), arguments.hardware, profile)
+    packed = [name for name, precision in precisions.items() if precision == "mxint8"]
+    if packed and not arguments.has("retained-state"):
+        profile.refuse("custom-io.mxint8", f"{packed[0]} is mxint8, but without -retained-state no state is retained.")
+    return precisions
 
 
 def _node_precision(arguments: Arguments, profile: Profile) -> NodePrecision | None:

@@ -19,12 +19,13 @@ from qaic_simulator.graph.doubts import doubts
 from qaic_simulator.graph.file import check_file, with_small_data
 from qaic_simulator.graph.functions import check_definitions, check_functions
 from qaic_simulator.graph.kernels import check_kernels
-from qaic_simulator.graph.memory import check_inputs, check_memory, check_operators
+from qaic_simulator.graph.memory import Share, check_inputs, check_memory, check_operators
 from qaic_simulator.graph.nodes import check_nodes
 from qaic_simulator.graph.schemas import check_schemas
 from qaic_simulator.graph.values import check_values
 from qaic_simulator.profiles import Profile
 from qaic_simulator.rules import Warned
+from qaic_simulator.side_files.partitions import DUMP_OPTION
 from qaic_simulator.side_files.specializations import Specialization, check_against
 
 
@@ -47,6 +48,8 @@ class Imported:
     bytes_per_device: int
     """Of constants, states, inputs and outputs."""
     warnings: tuple[Warned, ...] = ()
+    nodes: tuple[str, ...] = ()
+    """Names of those that run on a device, where they are asked for."""
 
 
 def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, profile: Profile) -> Imported:
@@ -66,7 +69,9 @@ def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, prof
     filled = with_small_data(model, model_path.parent)
     programs = [_check_program(filled, entry, profile) for entry in entries]
     check_kernels(programs[0], checked.arguments.hardware)
-    needed = _check_resources(programs, checked.arguments, checked)
+    if checked.arguments.has("retained-state"):
+        interface.check_kept(programs)
+    needed = _check_resources(programs, model, checked.arguments, checked)
     if checked.arguments.has("convert-to-fp16"):
         check_constants(programs[0], model_path.parent)
         for program in programs:
@@ -76,16 +81,30 @@ def check_graph(model: onnx.ModelProto, model_path: Path, checked: Checked, prof
     sizes = {value.name: interface.sizes_of(value) for value in model.graph.input if value.name in live}
     check_against(sizes, entries, profile)
     _check_side_files(programs[0], model, checked)
-    return Imported(_shapes(programs, entries), live, needed, doubts(programs[0], checked))
+    nodes = interface.kept_nodes(programs, model) if checked.arguments.has(DUMP_OPTION) else ()
+    return Imported(_shapes(programs, entries), live, needed, doubts(programs[0], checked), nodes)
 
 
-def _check_resources(programs: Sequence[Program], arguments: Arguments, checked: Checked) -> int:
+def _check_resources(
+    programs: Sequence[Program], model: onnx.ModelProto, arguments: Arguments, checked: Checked
+) -> int:
     """Before the constants are looked at, which takes long where there are too many. Returns the bytes of a device."""
     counts = _devices(checked)
-    needed = check_memory(programs, arguments, checked.custom_io, sum(counts))
+    needed = check_memory(programs, arguments, checked.custom_io, _shares(programs[0], model, checked))
     for program in programs:
         check_operators(program, arguments.has("mxfp6-matmul"), min(counts))
     return needed
+
+
+def _shares(program: Program, model: onnx.ModelProto, checked: Checked) -> list[Share]:
+    partitions = checked.partitions.partitions if checked.partitions else ()
+    if len(partitions) < 2:
+        return [Share("", sum(_devices(checked)))]
+    values = interface.values_of_partitions(program, model, partitions)
+    return [
+        Share(partition.name, len(partition.devices), names)
+        for partition, names in zip(partitions, values, strict=True)
+    ]
 
 
 def _devices(checked: Checked) -> list[int]:

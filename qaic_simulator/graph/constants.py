@@ -30,7 +30,7 @@ def check_constants(program: Program, folder: Path) -> None:
     """Refuse constants that fp16, or an integer of 32 bits, cannot hold."""
     bounds, profile = _only_bounds(program), program.profile
     for name, values in _constants(program.bound.model, folder):
-        if values.dtype.kind == "i":
+        if values.dtype.kind in "iu":
             if values.dtype.itemsize == 8 and name not in bounds:
                 _check_integers(name, values, profile)
         else:
@@ -38,13 +38,17 @@ def check_constants(program: Program, folder: Path) -> None:
 
 
 def check_folded(program: Program) -> None:
-    """Refuse what constants become, where fp16 cannot hold it and something is computed with it in each run."""
+    """Refuse what constants become, where the card cannot hold it and something is computed with it in each run."""
     outputs = [value.name for value in program.bound.model.graph.output]
     used = [name for node in program.nodes if not program.is_folded(node) for name in _computed_with(node)]
     values = evaluated(program)
     for name in dict.fromkeys([*used, *outputs]):
         if name in values and values[name].dtype.kind == "f":
             _check_floats(name, values[name].astype(np.float64), program.profile)
+    counted = [name for node in program.nodes if not program.is_folded(node) for name in _counted_with(node)]
+    for name in dict.fromkeys([*counted, *outputs]):
+        if name in values and values[name].dtype.kind in "iu" and values[name].dtype.itemsize == 8:
+            _check_integers(name, values[name], program.profile)
     for node in program.nodes:
         body = scan_body(program, node) if node.op_type == "Scan" else None
         if body is not None:
@@ -55,6 +59,11 @@ def _computed_with(node: onnx.NodeProto) -> list[str]:
     """The operands whose numbers are in the result, and not only which of two is larger."""
     is_integer = node.op_type == "Cast" and attribute(node, "to") not in FLOATS
     return [] if is_integer or node.op_type in COMPARING else [name for name in node.input if name]
+
+
+def _counted_with(node: onnx.NodeProto) -> list[str]:
+    """The operands that are more than the bounds of a Slice, which cuts them to the size that it slices."""
+    return [name for name in (node.input[:1] if node.op_type == "Slice" else node.input) if name]
 
 
 def _check_integers(name: str, values: np.ndarray, profile: Profile) -> None:
@@ -83,7 +92,7 @@ def _only_bounds(program: Program) -> set[str]:
 
 
 def _constants(model: onnx.ModelProto, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Floats and signed integers by name, the large ones piece by piece."""
+    """Floats and integers by name, the large ones piece by piece."""
     for node in nodes_within(model.graph.node):
         if node.op_type == "Constant" and not node.domain:
             yield from ((node.output[0], value) for value in _values_of(node))
@@ -92,7 +101,7 @@ def _constants(model: onnx.ModelProto, folder: Path) -> Iterator[tuple[str, np.n
     tensors = [*model.graph.initializer, *(tensor for tensor in tensors_of(model) if tensor.name)]
     for tensor in {tensor.name: tensor for tensor in tensors}.values():
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        if kind.kind in "fi" or tensor.data_type == _TYPES.BFLOAT16:
+        if kind.kind in "fiu" or tensor.data_type == _TYPES.BFLOAT16:
             yield from ((tensor.name, piece) for piece in _pieces(tensor, kind, folder))
 
 
@@ -101,7 +110,7 @@ def _values_of(node: onnx.NodeProto) -> Iterator[np.ndarray]:
     for given in node.attribute:
         if given.type == onnx.AttributeProto.TENSOR:
             value = numpy_helper.to_array(given.t)
-            if value.dtype.kind in "fi":
+            if value.dtype.kind in "fiu":
                 yield value
         elif given.name.startswith(("value_float", "value_int")):
             kind = np.float32 if given.name.startswith("value_float") else np.int64

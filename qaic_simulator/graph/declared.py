@@ -39,10 +39,10 @@ def _check_type(value: onnx.ValueInfoProto, profile: Profile) -> None:
 
 
 def check_results(program: Program, graph: onnx.GraphProto, symbols: Mapping[str, int]) -> None:
-    """Refuse outputs of which the graph says another type or another shape than its nodes make."""
-    for value in graph.output:
+    """Refuse outputs and inner values of which the graph says another type or another shape than its nodes make."""
+    for value in (*graph.output, *graph.value_info):
         said, made = value.type.tensor_type.elem_type, program.element_type(value.name)
-        if made and said != made:
+        if said and made and said != made:
             names = [_TYPES.DataType.Name(kind) for kind in (said, made)]
             program.refuse("graph.declared", f"{value.name} is said to be {names[0]}, but is {names[1]}.")
         if value.type.tensor_type.HasField("shape") and program.bound.is_static(value.name):

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.text_format import ParseError
 from onnx import TensorProto, external_data_helper
 
 from qaic_simulator.graph.operators import CUSTOM_DOMAINS, CUSTOM_OPERATORS, OPERATORS
@@ -18,6 +20,10 @@ LARGEST_FILE = 2**31 - 1
 IR_VERSIONS = range(3, 11)
 """Up to that of the exports that are known to compile."""
 OPSETS = range(11, 19)
+BLOCKS_OPSET = 21
+"""The one that lets DequantizeLinear work in blocks; exports that do are known to compile."""
+TEXT_SUFFIXES = (".onnxtxt", ".textproto")
+"""Of models in protobuf's text form, as the importer's ancestor takes them."""
 ONNX_DOMAINS = ("", "ai.onnx")
 LARGEST_OPERAND = 4096
 """Bytes up to which external data may be an operand that decides about shapes."""
@@ -29,8 +35,8 @@ def read_model(path: Path, profile: Profile) -> onnx.ModelProto:
     if path.stat().st_size > LARGEST_FILE:
         profile.refuse("graph.size", text)
     try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
+        model = _parsed(path)
+    except (DecodeError, ParseError, UnicodeDecodeError, RecursionError):
         model = onnx.ModelProto()
     if not model.HasField("graph") or not _is_text(model):
         raise Refusal(GRAPH_RULES["graph.parse"], text)
@@ -38,6 +44,14 @@ def read_model(path: Path, profile: Profile) -> onnx.ModelProto:
     if not all(tensor.data_type in known for tensor in tensors_of(model)):
         raise Refusal(GRAPH_RULES["graph.parse"], f"{text}: a tensor has no type")
     return model
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    if path.suffix in TEXT_SUFFIXES:
+        model = onnx.ModelProto()
+        text_format.Parse(path.read_text(encoding="utf-8"), model)
+        return model
+    return onnx.load(path, format="protobuf", load_external_data=False)
 
 
 def _is_text(message: Message) -> bool:
@@ -107,8 +121,9 @@ def check_file(model: onnx.ModelProto, path: Path, profile: Profile) -> None:
     opset = opset_of(model)
     if not opset:
         profile.refuse("graph.no-opset", "The model does not say which opset of ONNX it uses.")
-    elif opset not in OPSETS:
-        profile.refuse("graph.opset", f"Opset {opset} is none of {OPSETS[0]} to {OPSETS[-1]}.")
+    elif opset not in OPSETS and not (opset == BLOCKS_OPSET and _has_blocks(model)):
+        blocks = f"and {BLOCKS_OPSET} is for weights that are dequantized in blocks"
+        profile.refuse("graph.opset", f"Opset {opset} is none of {OPSETS[0]} to {OPSETS[-1]}, {blocks}.")
     for tensor in tensors_of(model):
         if external_data_helper.uses_external_data(tensor):
             _check_external(tensor, path.parent, profile)
@@ -118,6 +133,12 @@ def check_file(model: onnx.ModelProto, path: Path, profile: Profile) -> None:
     _check_dense(model, profile)
     _check_operators(model, profile)
     _check_order(model, profile)
+
+
+def _has_blocks(model: onnx.ModelProto) -> bool:
+    inside = [node for function in model.functions for node in function.node]
+    nodes = (node for node in nodes_within([*model.graph.node, *inside]) if node.op_type == "DequantizeLinear")
+    return any(given.name == "block_size" and given.i for node in nodes for given in node.attribute)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -181,11 +202,11 @@ def _check_operators(model: onnx.ModelProto, profile: Profile) -> None:
     own = {domain for domain, _ in functions}
     inside = [node for function in model.functions for node in function.node]
     for node in nodes_within([*model.graph.node, *inside]):
-        if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+        is_known = node.domain in ONNX_DOMAINS and node.op_type in OPERATORS
+        if not is_known and ("Sequence" in node.op_type or node.op_type.startswith("Optional")):
             profile.refuse("graph.sequence", node_text(node, model, f"{node.op_type}: sequences are not supported."))
         if node.domain not in {*ONNX_DOMAINS, *CUSTOM_DOMAINS, *own}:
             profile.refuse("graph.domain", node_text(node, model, f"Domain '{node.domain}' is not supported."))
-        is_known = node.domain in ONNX_DOMAINS and node.op_type in OPERATORS
         if not is_known and (node.domain, node.op_type) not in functions | CUSTOM_OPERATORS:
             profile.refuse("graph.operator", node_text(node, model, f"Failed to load operator {node.op_type} ."))
 
@@ -193,18 +214,43 @@ def _check_operators(model: onnx.ModelProto, profile: Profile) -> None:
 def _check_order(model: onnx.ModelProto, profile: Profile) -> None:
     graph = model.graph
     known = {value.name for value in (*graph.input, *graph.initializer)}
-    made = [name for node in graph.node for name in node.output if name]
+    if "" in known:
+        profile.refuse("graph.malformed", "An input or a constant has no name.")
     for constants in (within.initializer for within in _graphs_within(graph)):
         _check_twice([tensor.name for tensor in constants], set(), profile)
     _check_twice([value.name for value in graph.input], set(), profile)
     _check_twice([value.name for value in graph.output], set(), profile)
-    _check_twice(made, known, profile)
-    for node in graph.node:
+    outputs = [value.name for value in graph.output]
+    _check_scope(graph.node, known, set(), outputs, model, profile)
+    for function in model.functions:
+        _check_twice(function.input, set(), profile)
+        _check_scope(function.node, set(function.input), set(), function.output, model, profile)
+
+
+def _check_scope(
+    nodes: Iterable[onnx.NodeProto],
+    own: set[str],
+    outer: set[str],
+    outputs: Iterable[str],
+    model: onnx.ModelProto,
+    profile: Profile,
+) -> None:
+    """Refuse nodes of a graph, a body or a function that make a name again, or use one before it is made.
+
+    `own` are the inputs and constants there, `outer` what a body sees of the graph that it is in.
+    """
+    _check_twice([name for node in nodes for name in node.output if name], own, profile)
+    known = own | outer
+    for node in nodes:
         for name in sorted(names_used(node) - known):
             profile.refuse("graph.order", node_text(node, model, f"Nothing before it is called {name}."))
+        for body in bodies_of(node):
+            given = {value.name for value in (*body.input, *body.initializer)}
+            _check_scope(body.node, given, known, [value.name for value in body.output], model, profile)
         known |= set(node.output)
-    for name in (value.name for value in graph.output if value.name not in known):
-        profile.refuse("graph.order", f"Nothing is called {name}, which is an output.")
+    for name in outputs:
+        if name not in known or not name:
+            profile.refuse("graph.order", f"Nothing is called {name}, which is an output.")
 
 
 def _check_twice(names: Iterable[str], known: set[str], profile: Profile) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -16,16 +16,33 @@ Key = tuple[str, str, str]
 
 def check_definitions(model: onnx.ModelProto, profile: Profile) -> None:
     """Refuse functions that cannot stand where they are called, whatever they do."""
+    _check_imports(model.opset_import, [*model.graph.node, *model.functions], "The model", profile)
     own: dict[Key, onnx.FunctionProto] = {}
     for function in model.functions:
         key = (function.domain, function.name, function.overload)
         if key in own:
             profile.refuse("graph.twice", f"Two functions are called {function.domain}.{function.name}.")
         own[key] = function
+        _check_imports(function.opset_import, function.node, f"Function {function.name}", profile)
         _check_opset(function, model, profile)
     for key, function in own.items():
         if key in _called_within(function, own):
             profile.refuse("graph.recursion", f"Function {function.domain}.{function.name} calls itself.")
+
+
+def _check_imports(
+    imports: Iterable[onnx.OperatorSetIdProto],
+    holders: Iterable[onnx.NodeProto | onnx.FunctionProto],
+    who: str,
+    profile: Profile,
+) -> None:
+    """Refuse a domain of nodes or functions whose version is not said, or said twice."""
+    said = ["" if opset.domain in ONNX_DOMAINS else opset.domain for opset in imports]
+    used = nodes_within(holder for holder in holders if isinstance(holder, onnx.NodeProto))
+    domains = {node.domain for node in used} | {f.domain for f in holders if isinstance(f, onnx.FunctionProto)}
+    for domain in sorted({"" if domain in ONNX_DOMAINS else domain for domain in domains}):
+        if said.count(domain) != 1:
+            profile.refuse("graph.import", f"{who} says {said.count(domain)} times which '{domain}' it uses.")
 
 
 def _check_opset(function: onnx.FunctionProto, model: onnx.ModelProto, profile: Profile) -> None:

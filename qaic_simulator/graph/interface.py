@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -13,7 +14,7 @@ from qaic_simulator.graph.file import names_used, nodes_within
 from qaic_simulator.profiles import Profile
 from qaic_simulator.side_files.custom_io import PRECISIONS, STATE_SUFFIXES, input_of_state
 from qaic_simulator.side_files.node_precision import NodePrecision
-from qaic_simulator.side_files.partitions import PartitionConfig
+from qaic_simulator.side_files.partitions import Partition, PartitionConfig
 from qaic_simulator.side_files.specializations import Specialization
 
 _TYPES = onnx.TensorProto
@@ -114,6 +115,17 @@ def _check_pair(program: Program, name: str, output: str) -> None:
         program.refuse("states.copied", f"{output} is a copy of {source}.")
 
 
+def check_kept(programs: Sequence[Program]) -> None:
+    """Refuse a retained state that is not as large in one specialization as in another: all of them use the same."""
+    first = programs[0]
+    names = [input_of_state(value.name) for value in first.bound.model.graph.output]
+    for name in filter(None, names):
+        shapes = {program.bound.shapes.get(name) for program in programs}
+        if len(shapes) > 1:
+            found = " and ".join(map(str, dict.fromkeys(program.bound.shapes.get(name) for program in programs)))
+            first.refuse("states.sizes", f"{name} has shapes {found}, but one memory for all specializations.")
+
+
 def check_custom_io(program: Program, precisions: Mapping[str, str]) -> None:
     """Refuse precisions of what is no input or output, of half a state, and mxint8 states that are no whole blocks."""
     graph = program.bound.model.graph
@@ -153,29 +165,55 @@ def check_node_precision(program: Program, model: onnx.ModelProto, precision: No
 
 
 def check_partitions(program: Program, model: onnx.ModelProto, config: PartitionConfig) -> None:
-    """Refuse nodes that do not exist, and an order that is not the graph's."""
+    """Refuse a partition none of whose nodes exist, names of several nodes, and an order that is not the graph's.
+
+    Names of no node are ignored: lists that are meant for several releases of the compiler have some. That nodes stand
+    in no list is taken too: nothing public says otherwise, and lists that were cut to an earlier dump leave some out.
+    """
     listed = [name for partition in config.partitions for name in partition.nodes]
-    if _in_order(listed, _places(_as_imported(model).graph.node)):
-        return
-    orders = [_places(model.graph.node), _places(program.nodes)]
-    for name in listed:
-        if not any(name in order for order in orders):
-            program.refuse("partitions.node-name", f"No node is called {name}.")
-    for order in orders:
-        places = [order[name] for name in listed if name in order]
-        if places != sorted(set(places)):
-            program.refuse("partitions.order", "The nodes of the partitions are not in the order of the graph.")
+    imported, *others = _namings(program, model)
+    for partition in config.partitions:
+        if partition.nodes and not any(node.name in partition.nodes for nodes in (imported, *others) for node in nodes):
+            program.refuse("partitions.node-name", f"No node is called as {partition.name} lists it.")
+    times = Counter(node.name for node in imported)
+    for name in (name for name in listed if times[name] > 1):
+        program.refuse("graph.twice", f"{times[name]} nodes are called {name}, which a partition lists.")
+    _check_order(listed, [_places(nodes) for nodes in (imported, *others)], program)
+
+
+def _check_order(listed: Sequence[str], orders: Sequence[Mapping[str, int]], program: Program) -> None:
+    """By the naming that knows most of the names; where several do, one of them."""
+    known = [[order[name] for name in listed if name in order] for order in orders]
+    most = max(map(len, known))
+    if not any(places == sorted(set(places)) for places in known if len(places) == most):
+        program.refuse("partitions.order", "The nodes of the partitions are not in the order of the graph.")
+
+
+def values_of_partitions(program: Program, model: onnx.ModelProto, partitions: Sequence[Partition]) -> list[set[str]]:
+    """What the nodes of each partition read and make."""
+    nodes: dict[str, onnx.NodeProto] = {}
+    for naming in _namings(program, model):
+        nodes = {node.name: node for node in naming if node.name} | nodes
+    found = [[nodes[name] for name in partition.nodes if name in nodes] for partition in partitions]
+    return [{name for node in own for name in (*names_used(node), *node.output)} for own in found]
+
+
+def _namings(program: Program, model: onnx.ModelProto) -> list[Sequence[onnx.NodeProto]]:
+    """The nodes as the importer names them, as the file does, and as they are without any function."""
+    return [tuple(_as_imported(model).graph.node), tuple(model.graph.node), program.nodes]
+
+
+def kept_nodes(programs: Sequence[Program], model: onnx.ModelProto) -> tuple[str, ...]:
+    """The names of the nodes, as the importer has them, that are not worked out before the program runs."""
+    constants = set().union(*(program.bound.constants for program in programs))
+    nodes = _as_imported(model).graph.node
+    return tuple(node.name for node in nodes if node.name and constants.isdisjoint(filter(None, node.output)))
 
 
 def _as_imported(model: onnx.ModelProto) -> onnx.ModelProto:
     """With its small functions inlined: what a large one holds is not counted in the names of what follows."""
     large = [(f.domain, f.name) for f in model.functions if len(f.node) >= FEWEST_OF_FUNCTION]
     return inline_selected_functions(model, [*large, *NEVER_INLINED], exclude=True)
-
-
-def _in_order(listed: Sequence[str], order: Mapping[str, int]) -> bool:
-    places = [order.get(name, -1) for name in listed]
-    return -1 not in places and places == sorted(set(places))
 
 
 def _places(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, prod
 from types import MappingProxyType
 
@@ -27,19 +28,45 @@ WINDOW = int(3.9 * GIBIBYTE)
 """Bytes of addresses that a core maps at once."""
 
 
-def check_memory(programs: Sequence[Program], arguments: Arguments, precisions: Mapping[str, str], devices: int) -> int:
-    """Refuse a program that no device of the card can hold, its tensors sliced over so many devices.
+@dataclass(frozen=True)
+class Share:
+    """What one partition has to hold."""
 
-    Returns the bytes of each device that are known: constants, states, inputs and outputs.
+    name: str
+    devices: int
+    values: Collection[str] = ()
+    """What its own nodes read and make, where it says which these are."""
+
+
+def check_memory(
+    programs: Sequence[Program], arguments: Arguments, precisions: Mapping[str, str], shares: Sequence[Share]
+) -> int:
+    """Refuse a program of which some partition has more than its devices can hold, its tensors sliced over them.
+
+    Returns the bytes of the fullest device that are known: constants, states, inputs and outputs.
     """
     weights = weight_bytes(programs[0], arguments.has("mxfp6-matmul"))
-    known = (weights + max(interface_bytes(program, precisions) for program in programs)) / devices
+    keeps, fullest, known = arguments.has("retained-state"), shares[0], 0.0
+    for program in programs:
+        costs = {**weights, **interface_bytes(program, precisions, keeps)}
+        for share in shares:
+            size = _share_bytes(costs, share, shares)
+            fullest, known = (share, size) if size > known else (fullest, known)
     needed = SPARE * known
     capacity = CAPACITY[programs[0].profile.sku]
     if needed > capacity * GIBIBYTE:
-        text = f"About {needed / GIBIBYTE:.1f} GiB are needed on each of {devices} devices, which have {capacity}."
+        where = f"each of the {fullest.devices} devices{' of ' * bool(fullest.name)}{fullest.name}"
+        text = f"About {needed / GIBIBYTE:.1f} GiB are needed on {where}, which have {capacity}."
         programs[0].refuse("graph.memory", f"Memory resource exhausted: {text}")
     return ceil(known)
+
+
+def _share_bytes(costs: Mapping[str, float], share: Share, shares: Sequence[Share]) -> float:
+    """Bytes of each device of a partition; what no partition lists lies on all devices, which is the least it takes."""
+    listed = set[str]().union(*(each.values for each in shares))
+    own = sum(size for name, size in costs.items() if name in share.values)
+    rest = sum(size for name, size in costs.items() if name not in listed)
+    return own / share.devices + rest / sum(each.devices for each in shares)
 
 
 def check_inputs(graph: onnx.GraphProto, symbols: Mapping[str, int], devices: int, profile: Profile) -> None:
@@ -74,20 +101,20 @@ def _operand_bytes(program: Program, name: str, matrices: Collection[str]) -> fl
     return float(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
-def weight_bytes(program: Program, compresses: bool) -> float:
-    """Bytes of all constants: two for an element, less where a matrix is compressed.
+def weight_bytes(program: Program, compresses: bool) -> dict[str, float]:
+    """Bytes of each constant: two for an element, less where a matrix is compressed.
 
     A matrix that is looked up as well (a table that is the head too) is there twice: folding its transpose makes a
     constant of its own.
     """
     matrices, others = _matrices(program), _used_otherwise(program)
     multiplied = MICROSCALED_BYTES if compresses else HALF_BYTES
-    total = 0.0
+    sizes = {}
     for tensor in program.bound.model.graph.initializer:
         is_matrix = tensor.name in matrices
         each = multiplied * is_matrix + HALF_BYTES * (not is_matrix or tensor.name in others)
-        total += prod(tensor.dims) * each
-    return total
+        sizes[tensor.name] = prod(tensor.dims) * each
+    return sizes
 
 
 def _used_otherwise(program: Program) -> set[str]:
@@ -108,11 +135,12 @@ def _matrices(program: Program) -> set[str]:
     return operands | {turned[name] for name in operands & set(turned)}
 
 
-def interface_bytes(program: Program, precisions: Mapping[str, str]) -> float:
-    """Bytes of inputs and outputs; a retained state is there once."""
+def interface_bytes(program: Program, precisions: Mapping[str, str], keeps: bool) -> dict[str, float]:
+    """Bytes of each input and output; a state is there once where it is kept."""
     graph = program.bound.model.graph
-    names = [value.name for value in (*own_inputs(graph), *graph.output) if not input_of_state(value.name)]
-    return sum(prod(program.shape(name)) * _element_bytes(program, name, precisions) for name in names)
+    names = [value.name for value in (*own_inputs(graph), *graph.output)]
+    counted = [name for name in names if not (keeps and input_of_state(name))]
+    return {name: prod(program.shape(name)) * _element_bytes(program, name, precisions) for name in counted}
 
 
 def _element_bytes(program: Program, name: str, precisions: Mapping[str, str]) -> float:

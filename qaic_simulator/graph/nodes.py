@@ -75,9 +75,9 @@ def _check_cast(program: Program, node: onnx.NodeProto) -> None:
         return
     kind = program.element_type(name)
     if kind == onnx.TensorProto.UINT8:
-        program.refuse("nodes.cast-uint8", "Cast: Unsupported cast from quantized type", node)
+        program.refuse("nodes.cast-uint8", f"{node.op_type}: Unsupported cast from quantized type", node)
     if kind == onnx.TensorProto.INT8:
-        program.refuse("nodes.cast-int8", "Cast: Unsupported cast from quantized type", node)
+        program.refuse("nodes.cast-int8", f"{node.op_type}: Unsupported cast from quantized type", node)
 
 
 def _check_diagonal(program: Program, node: onnx.NodeProto) -> None:
@@ -102,6 +102,7 @@ _CHECKS: Mapping[str, Callable[[Program, onnx.NodeProto], None]] = MappingProxyT
         "Scan": _check_scan,
         "Einsum": _check_einsum,
         "Cast": _check_cast,
+        "CastLike": _check_cast,
         "Trilu": _check_diagonal,
         "ConstantOfShape": _check_filling,
     }

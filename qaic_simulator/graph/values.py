@@ -28,6 +28,8 @@ def check_values(program: Program) -> None:
     graph = program.bound.model.graph
     for value in (*graph.input, *graph.output):
         _check_size(program, value.name, None)
+    for tensor in graph.initializer:
+        check_kind(tensor.name, program.types[tensor.name], program.profile)
     _check_made(program)
 
 
@@ -43,11 +45,13 @@ def _check_made(program: Program) -> None:
 
 
 def check_kind(name: str, kind: onnx.TypeProto, profile: Profile) -> None:
-    """Refuse a value that is no tensor, or one of complex numbers."""
+    """Refuse a value that is no tensor, or one of complex numbers or texts."""
     if kind.WhichOneof("value") in ("sequence_type", "optional_type", "map_type", "sparse_tensor_type"):
         profile.refuse("graph.sequence", f"{name} is no tensor, which is not supported.")
     if kind.tensor_type.elem_type in COMPLEX:
         profile.refuse("graph.complex", f"{name} is complex, which is not supported.")
+    if kind.tensor_type.elem_type == _TYPES.STRING:
+        profile.refuse("graph.text", f"{name} is text, which is not supported.")
 
 
 def _check_size(program: Program, name: str, node: onnx.NodeProto | None) -> None:

@@ -18,6 +18,7 @@ from qaic_simulator.profiles import TOOLS, Profile
 from qaic_simulator.qnn.converted import unpacked
 from qaic_simulator.qnn.custom_io import Conversion, bound_symbols
 from qaic_simulator.rules import Warned
+from qaic_simulator.side_files.custom_io import input_of_state
 from qaic_simulator.side_files.partitions import MOST_DEVICES, Device, Partition, PartitionConfig
 from qaic_simulator.side_files.specializations import Specialization
 
@@ -62,7 +63,9 @@ def write_serialized(folder: Path, name: str) -> None:
 def _checked(conversion: Conversion, network: Path, target: Target) -> Checked:
     """The same in the words of the compiler."""
     given = {"m": str(network), "aic-hw-version": HARDWARE, "aic-num-cores": str(target.cores), "convert-to-fp16": "1"}
-    values = {**given, "mxfp6-matmul": "1"} if target.mxfp6 else given
+    keeps = any(input_of_state(tensor.name) for tensor in conversion.outputs)
+    flags = {"mxfp6-matmul": target.mxfp6, "retained-state": keeps}
+    values = {**given, **{name: "1" for name, is_set in flags.items() if is_set}}
     return Checked(
         Arguments(TOOLS[0], {name: (value,) for name, value in values.items()}),
         _partitions(target),

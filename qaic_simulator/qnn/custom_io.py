@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError
 
 from qaic_simulator.profiles import profile_of
 from qaic_simulator.qnn.rules import refuse
-from qaic_simulator.side_files.custom_io import input_of_state, read_yaml
+from qaic_simulator.side_files.custom_io import input_of_state
+from qaic_simulator.side_files.yaml_file import briefly, read_yaml
 
 SECTIONS = ("Input Tensor Configuration", "Output Tensor Configuration")
 PARAMETERS = "Desired Model Parameters"
@@ -89,20 +90,20 @@ def read_io(path: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 def _read_tensor(item: Any, keys: Sequence[str]) -> Tensor:
     if not isinstance(item, dict) or not isinstance(item.get("Name"), str) or not item["Name"]:
-        refuse("qnn.io.item", f"An item has no Name: {item}")
+        refuse("qnn.io.item", f"An item has no Name: {briefly(item)}")
     name, desired = item["Name"], item.get(PARAMETERS)
     if not isinstance(desired, dict):
         refuse("qnn.io.item", f"{name} has no {PARAMETERS}.")
     if set(item) != {"Name", PARAMETERS} or set(desired) != set(keys):
         refuse("qnn.io.key", f"{name} has {', '.join((*item, *desired))}, where its parameters are {', '.join(keys)}.")
     if desired["DataType"] not in TYPES:
-        refuse("qnn.io.type", f"{name} has DataType '{desired['DataType']}', not {', '.join(TYPES)}.")
+        refuse("qnn.io.type", f"{name} has DataType {briefly(desired['DataType'])}, not {', '.join(TYPES)}.")
     return Tensor(name, desired["DataType"], _read_shapes(name, desired["Shape"]) if "Shape" in keys else ())
 
 
 def _read_shapes(name: str, text: Any) -> tuple[tuple[int, ...], ...]:
     if not isinstance(text, str) or not SHAPES.fullmatch(text):
-        refuse("qnn.io.shape", f"{name} has the Shape {text!r}, not '(1, 32), (1, 1)' or the like.")
+        refuse("qnn.io.shape", f"{name} has the Shape {briefly(text)}, not '(1, 32), (1, 1)' or the like.")
     shapes = tuple(tuple(int(size) for size in part.split(", ")) for part in re.findall(r"\(([^)]*)\)", text))
     if len({len(shape) for shape in shapes}) > 1:
         refuse("qnn.io.shape", f"{name} has shapes of different rank: {text}.")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from qaic_simulator.runtime.execution import Network
 
 FAULT_VARIABLE = "QAIC_SIM_FAULT"
 DELAY_VARIABLE = "QAIC_SIM_DELAY_MS"
-"""How long each run takes beyond its computation."""
+"""How long each run takes beyond its computation; with what a paced card takes, the time that a host may limit."""
 NUMPY_TYPES: Mapping[int, type[np.generic]] = {
     QAicApi_pb2.FLOAT_TYPE: np.float32,
     QAicApi_pb2.FLOAT_16_TYPE: np.float16,
@@ -132,8 +132,10 @@ def items_of_arrays(arrays: Sequence[tuple[int, np.ndarray]], network: Network) 
     bindings = bindings_of(network.descriptor)
     items: list[Item] = []
     for index, array in arrays:
-        if isinstance(index, (bool, np.bool_)):
-            raise BufferRefusal(f"{index} is a truth value, and no index of a binding")
+        if isinstance(index, (bool, np.bool_)) or not isinstance(index, (int, np.integer)):
+            raise BufferRefusal(f"{index!r} is no whole number, and so no index of a binding")
+        if not isinstance(array, np.ndarray):
+            raise BufferRefusal(f"binding {index} is given a {type(array).__name__}, and no array")
         if not 0 <= index < len(bindings) or index in [item.index for item in items]:
             raise BufferRefusal(f"{index} is not, or not for the first time, one of {len(bindings)} bindings")
         binding, is_input = bindings[index], index < len(network.descriptor.inputs)
@@ -203,8 +205,15 @@ class Activation:
         alone = [tuple(binding.shape for binding in bindings_of(descriptor))]
         return any(
             all(item.dims == (shapes[item.index].dims or (1,)) or self._is_part(item) for item in items)
+            and self._has_states(shapes, {item.binding.name for item in items})
             for shapes in descriptor.allowed_shapes or alone
         )
+
+    def _has_states(self, shapes: Sequence[Shape], given: Collection[str]) -> bool:
+        """Whether the states that are kept, and not given, are those of a specialization."""
+        pairs = zip(self.network.descriptor.inputs, shapes, strict=False)
+        sizes = {entry.name: shape.dims for entry, shape in pairs if entry.name not in given}
+        return all(sizes.get(name, values.shape) == values.shape for name, values in self.states.items())
 
     def _is_part(self, item: Item) -> bool:
         """Whether a buffer is the beginning of its binding, where there are no specializations to choose from."""
@@ -218,6 +227,11 @@ class Activation:
         filled = np.full(byte_size(item.binding.shape), _GARBAGE, np.uint8).view(item.values.dtype)
         filled[: item.values.size] = item.values
         return filled.reshape(item.binding.shape.dims)
+
+
+def _timed_out() -> QStatus:
+    log("IOCTL: Connection timed out")
+    return QStatus.QS_TIMEDOUT
 
 
 class Job:
@@ -235,8 +249,9 @@ class Job:
     def perform(self) -> None:
         """Run, and let those go on who wait."""
         try:
-            time.sleep(float(os.environ.get(DELAY_VARIABLE, "0")) / 1000)
-            self.status = self._fail() or self._run()
+            delay = float(os.environ.get(DELAY_VARIABLE, "0")) / 1000
+            time.sleep(min(delay, self._limit))
+            self.status = self._fail() or self._run(delay)
         except Exception as error:  # Whatever goes wrong on a device, the host sees a status.
             log(f"Device {self._activation.qids[0]}: {' '.join(str(error).split())}")
             self.status = QStatus.QS_DEV_ERROR
@@ -247,23 +262,32 @@ class Job:
         """What happens in place of the run, if anything."""
         kind, activation = fault(), self._activation
         if kind == "timeout":
-            time.sleep(activation.timeout_ms / 1000)
-            log("IOCTL: Connection timed out")
-            return QStatus.QS_TIMEDOUT
+            time.sleep(self._limit)
+            return _timed_out()
         if kind == "lost":
             activation.lost = True
             for qid in activation.qids:
                 cards.set_status(qid, cards.FAILED)
         return QStatus.QS_DEV_ERROR if activation.lost else None
 
-    def _run(self) -> QStatus:
+    @property
+    def _limit(self) -> float:
+        """Seconds after which the driver gives a run up."""
+        return self._activation.timeout_ms / 1000
+
+    def _run(self, delay: float) -> QStatus:
+        """Its time is what the card is said to take: how long this machine computes says nothing about a card."""
         if not self._activation.fits(self._items):
             log(f"No matching specialization found for {[item.dims for item in self._items]}")
             return QStatus.QS_DEV_ERROR
+        lasts = self._activation.seconds(self._items)
+        if delay + lasts > self._limit:
+            time.sleep(max(0.0, self._limit - delay))
+            return _timed_out()
         with self._activation.lock:
             begun = time.monotonic()
             outputs = self._activation.run(self._items)
-            time.sleep(max(0.0, begun + self._activation.seconds(self._items) - time.monotonic()))
+            time.sleep(max(0.0, begun + lasts - time.monotonic()))
         for item in self._items:
             if item.values is not None:
                 self.buffers[item.index] = item.values.tobytes()

@@ -49,7 +49,7 @@ class Network:
             raise ExecutionError(f"the container has no {missing[0]}: the stand-in compiler did not make it.")
         self.descriptor = decode_descriptor(images[DESCRIPTOR])
         self.settings = read_settings(images[SETTINGS])
-        self.states = _pair_states(self.descriptor)
+        self.states = _pair_states(self.descriptor) if self.settings.retained_state else {}
         ulps = noise_ulps()
         model = card_model(images, self.descriptor, self.settings)
         self.pace = pace_of(images[MODEL], self.descriptor, self.settings) if is_paced() else None

@@ -21,6 +21,8 @@ class Settings:
 
     half: bool
     mxfp6: bool
+    retained_state: bool
+    """Whether the device keeps states between runs; otherwise they are inputs and outputs like others."""
     devices: int
     cores: int
     fp16: Pin
@@ -40,6 +42,7 @@ def read_settings(raw: bytes) -> Settings:
         return Settings(
             half=bool(content["convert_to_fp16"]),
             mxfp6=bool(content["mxfp6"]),
+            retained_state=bool(content["retained_state"]),
             devices=int(content["devices"]),
             cores=int(content["cores"]),
             fp16=frozenset(pinned.get("fp16", ())),

@@ -6,25 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from qaic_simulator.profiles import Hardware, Profile
+from qaic_simulator.side_files.yaml_file import briefly, read_yaml
 
 PRECISIONS = ("float", "float16", "bfloat16", "int8", "mxint8")
 REQUIRED_KEYS = ("IOName", "Precision")
 KEYS = (*REQUIRED_KEYS, "Layout", "Scale", "Offset")
 STATE_SUFFIXES = ("_InternalRetainedState", "_RetainedState")
 """What the output of a retained state is called beyond its input; the first, within sub-functions."""
-
-
-def read_yaml(path: Path, profile: Profile) -> Any:
-    """What a YAML file holds, every scalar as the text that stands there."""
-    try:
-        # Names of tensors are often numbers, which the usual loader would turn into something else than names.
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        profile.refuse("yaml.syntax", f"{path.name} is not YAML: {str(error).splitlines()[0]}")
-        return None
 
 
 def read_custom_io(path: Path, hardware: Hardware, profile: Profile) -> dict[str, str]:
@@ -45,7 +34,7 @@ def read_custom_io(path: Path, hardware: Hardware, profile: Profile) -> dict[str
 
 def _read_item(item: Any, profile: Profile) -> tuple[str, str]:
     if not isinstance(item, dict) or not all(isinstance(item.get(key), str) and item[key] for key in REQUIRED_KEYS):
-        profile.refuse("custom-io.item", f"An item has no {' or no '.join(REQUIRED_KEYS)}: {item}")
+        profile.refuse("custom-io.item", f"An item has no {' or no '.join(REQUIRED_KEYS)}: {briefly(item)}")
     for key in item:
         if key not in KEYS:
             profile.refuse("custom-io.key", f"Nobody reads the key '{key}'; known are {', '.join(KEYS)}.")

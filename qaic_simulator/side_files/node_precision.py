@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qaic_simulator.profiles import Profile
-from qaic_simulator.side_files.custom_io import read_yaml
+from qaic_simulator.side_files.yaml_file import read_yaml
 
 FP16_KEY = "FP16NodeInstanceNames"
 FP32_KEY = "FP32NodeInstanceNames"
@@ -39,7 +39,7 @@ def read_node_precision(path: Path, profile: Profile) -> NodePrecision:
 
 
 def _read_names(content: dict[str, Any], key: str, profile: Profile) -> tuple[str, ...]:
-    names = content.get(key, [])
+    names = content.get(key) or []  # a key without a value is one without names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         profile.refuse("node-precision.names", f"{key} is not a list of names.")
     return tuple(names)

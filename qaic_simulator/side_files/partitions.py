@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from qaic_simulator.side_files.specializations import expect, expect_key, read_j
 MOST_DEVICES = 16
 FEWEST_CORES, MOST_CORES = 1, 16
 CONNECTION_TYPE = "p2p"
+DUMP_OPTION = "mdp-dump-partition-config"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,34 @@ def read_partitions(path: Path, profile: Profile) -> PartitionConfig:
     _check_partitions(config.partitions, profile)
     _check_connections(config, profile)
     return config
+
+
+def write_partitions(path: Path, config: PartitionConfig) -> None:
+    """Write such a file, all of it or nothing."""
+    partitions = [
+        {
+            "name": partition.name,
+            "devices": [{"deviceId": device.device_id, "numCores": device.cores} for device in partition.devices],
+            "nodeList": list(partition.nodes),
+        }
+        for partition in config.partitions
+    ]
+    connections = [{"devices": list(joined), "type": CONNECTION_TYPE} for joined in config.connections]
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps({"connections": connections, "partitions": partitions}, indent=4) + "\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def with_nodes(config: PartitionConfig | None, nodes: Sequence[str], cores: int) -> PartitionConfig:
+    """Partitions that name their nodes: those that were loaded, or one that has all of them on one device."""
+    if config is None:
+        return PartitionConfig((Partition("Partition0", (Device(0, cores),), tuple(nodes)),), ())
+    named = [[name for name in nodes if name in set(part.nodes)] if part.nodes else nodes for part in config.partitions]
+    listed = (replace(part, nodes=tuple(own)) for part, own in zip(config.partitions, named, strict=True))
+    return replace(config, partitions=tuple(listed))
 
 
 def _read_partition(partition: Any, profile: Profile) -> Partition:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,12 @@ class Specialization:
 def read_json(path: Path, profile: Profile) -> Any:
     """What a JSON file holds."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=lambda pairs: _object(pairs, profile)
+        )
+        json.dumps(content, ensure_ascii=False).encode()  # half of a character in two escapes is none
+        return content
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
     except (ValueError, RecursionError):
@@ -46,6 +52,15 @@ def read_json(path: Path, profile: Profile) -> Any:
     text = f"[json.exception.parse_error.101] parse error at {where}: syntax error while parsing value"
     profile.refuse("json.syntax", text)
     return None
+
+
+def _object(pairs: Sequence[tuple[str, Any]], profile: Profile) -> dict[str, Any]:
+    """An object; of a key that stands twice, readers disagree which value holds."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        profile.refuse("json.repeated", f"The key {repeated!r} stands twice in one object.")
+    return found
 
 
 def _refuse_constant(text: str) -> NoReturn:

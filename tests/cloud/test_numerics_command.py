@@ -115,6 +115,22 @@ def test_a_compiler_that_refuses_takes_nothing_back(
     assert "of fp16" in document.json["refusal"] and document.json["parts"]
 
 
+def test_a_compiled_program_that_is_worse_is_named(
+    cli: Cli, scratch: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the formats by themselves do."""
+    from QEfficient.verification import numerics
+
+    simulated_sdk(tmp_path, monkeypatch)
+    monkeypatch.setattr(numerics, "compiled_perplexity", lambda *given: (float("nan"), True))
+    result = cli("numerics", model_folder, *FLAGS, "--compile", "--json", "--output", tmp_path / "nodes.yaml")
+    assert result.code == 0, result.err
+    found = result.json
+    assert "the compiled program has nan" in found["verdict"] and "holds this model" not in found["verdict"]
+    assert found["recovered"] is False and found["perplexity"]["float16, compiled"] is None
+    assert found["file"] is None and not (tmp_path / "nodes.yaml").exists()
+
+
 def test_few_tokens_prove_nothing_and_that_is_said(cli: Cli, scratch: Path, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Hi, you")
     flags = ("--ctx-len", 32, "--prompt-len", 16, "--output", tmp_path / "nodes.yaml")

@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(cli: Cli, model_folder: 
     assert result.code == 0 and rows(result.out)["fits"] == "no" and "tokens per second" not in result.out
     assert "does not fit on 1 SoC (ultra): it needs 71." in result.err and "are missing" in result.err
     assert "--num-devices 4" not in result.err  # two heads cannot be cut into four
-    assert "--ctx-len 4" in result.err
+    assert "--ctx-len 5" in result.err
     document = cli("plan", model_folder, *flags, "--json").json
     assert not document["fits"] and document["bytes_per_soc"]["missing"] > 0
 

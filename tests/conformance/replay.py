@@ -123,6 +123,8 @@ class Replay:
         accepted = ended["exit_code"] == 0 and (has_program or not targets)
         result = {"ran": True, "verdict": "accept" if accepted else "refuse", **ended}
         result |= {"program": has_program, "files": [path.name for path in written]}
+        if "writes" in case:
+            result["beside"] = {name: _text(folder / name) for name in case["writes"]}
         if has_program and case["id"].rpartition("-")[0] in DESCRIBED:
             result["descriptor"] = self._describe(targets[0])
         return result
@@ -163,6 +165,11 @@ class Replay:
         return {"pickle": done.stdout.strip()}
 
 
+def _text(path: Path) -> str | None:
+    """What a compiler wrote, or nothing."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
 def _last_lines(text: bytes, folder: Path) -> list[str]:
     """Without the folder, which is another one each time."""
     lines = text.decode("utf-8", "replace").replace(str(folder), "{dir}").splitlines()
@@ -189,6 +196,7 @@ def judge(case: Case, result: Result) -> Result:
             result["verdict"] == case["verdict"]
             and (not named or named[0] == case["rule"])
             and (not warned or bool(named) or warned == case.get("warns", []))
+            and None not in result.get("beside", {}).values()
         )
     return judged
 

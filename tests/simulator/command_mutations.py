@@ -306,8 +306,8 @@ def reorder_nodes(mutant: Mutant, chance: Random) -> None:
 
 def misname_node(mutant: Mutant, chance: Random) -> None:
     def change(content: Any) -> None:
-        nodes = chance.choice(content["partitions"])["nodeList"]
-        nodes[chance.randrange(len(nodes))] += chance.choice(["_", "/0", "x"])
+        partition, more = chance.choice(content["partitions"]), chance.choice(["_", "/0", "x"])
+        partition["nodeList"] = [name + more for name in partition["nodeList"]]
 
     mutant.edit_json(PARTITIONS, change)
 

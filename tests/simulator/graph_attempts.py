@@ -95,7 +95,7 @@ def with_function(body: str, domain: str = "own") -> Attempt:
     """A graph that calls a function with its input and with the constant 4."""
     call = f"four = Constant<{numbers(4)}>() y = {domain}.Inner(x, four)"
     model = graph(call)
-    versions = f'<domain: "{domain}", opset_import: ["" : 18]>'
+    versions = f'<domain: "{domain}", opset_import: ["" : 18, "{domain}" : 1]>'
     model.functions.append(onnx.parser.parse_function(f"{versions} Inner (data, count) => (result) {{ {body} }}"))
     return Attempt(model, ("sub-functions",))
 
@@ -214,7 +214,7 @@ def two_partitions(*names: str) -> Attempt:
     model = graph("a = Relu(x) b = Neg(a) y = Abs(b)")
     for node, name in zip(model.graph.node, ("first", "second", "third"), strict=True):
         node.name = name
-    parts = tuple(Partition(f"P{i}", (Device(i, 16),), (name,)) for i, name in enumerate(names))
+    parts = tuple(Partition(f"P{i}", (Device(i, 16),), tuple(name.split())) for i, name in enumerate(names))
     return Attempt(model, partitions=PartitionConfig(parts, ()))
 
 
@@ -224,6 +224,15 @@ def precision(name: str) -> Attempt:
 
 PLAIN = attempt("y = Relu(x)")
 STATEFUL = attempt(REST, STATE, OUT)
+KEPT = ("retained-state",)
+
+
+def varied(flags: tuple[str, ...] = ()) -> Attempt:
+    """A state that has as many rows as the input, which differ from one specialization to the other."""
+    text = f"{CUT} rest = Slice(past, four, end, one) y = Relu(x) {KEEP}"
+    return replace(attempt(text, STATE.replace("[n, 32]", "[n, 32]"), OUT), flags=flags)
+
+
 LONELY = f"{OUT}, float[m] other_RetainedState"
 TWO_STATES = f"{OUT}, float[m, 32] past_InternalRetainedState"
 
@@ -270,6 +279,11 @@ PAIRS: dict[str, tuple[Attempt, Attempt]] = {
     "graph.unknown-symbol": (
         replace(PLAIN, entries=({"n": 2, "k": 1}, {"n": 3})),
         replace(attempt("y = Relu(x)", outputs="float[n, k] y"), entries=({"n": 2, "k": 4, "ctx_len": 1}, {"n": 3})),
+    ),
+    "graph.import": (with_function("result = Relu(data)", "foreign"), with_function("result = Relu(data)")),
+    "graph.text": (
+        attempt("z = Cast<to = 8>(x) y = Cast<to = 1>(z)"),
+        attempt("z = Cast<to = 7>(x) y = Cast<to = 1>(z)"),
     ),
     "graph.recursion": (with_function("result = own.Inner(data, count)"), with_function("result = Neg(data)")),
     "graph.sparse": (with_sparse(), PLAIN),
@@ -350,6 +364,7 @@ PAIRS: dict[str, tuple[Attempt, Attempt]] = {
         ),
         STATEFUL,
     ),
+    "states.sizes": (varied(KEPT), varied()),
     "states.copied": (attempt("y = Relu(x) a = Identity(past) past_RetainedState = Identity(a)", STATE, OUT), STATEFUL),
     "custom-io.name": (precise("float16", "past_key"), precise("float16", *BOTH_SIDES)),
     "custom-io.type": (
@@ -358,6 +373,6 @@ PAIRS: dict[str, tuple[Attempt, Attempt]] = {
     ),
     "custom-io.blocks": (precise("mxint8", "x"), precise("mxint8", *BOTH_SIDES)),
     "node-precision.name": (precision("x"), precision("y")),
-    "partitions.node-name": (two_partitions("first", "fourth"), two_partitions("first", "third")),
-    "partitions.order": (two_partitions("second", "first"), two_partitions("first", "second")),
+    "partitions.node-name": (two_partitions("first second third", "fourth"), two_partitions("first", "third fourth")),
+    "partitions.order": (two_partitions("second third", "first"), two_partitions("first", "second third")),
 }

@@ -49,6 +49,41 @@ def double_state(mutant: Mutant, chance: Random) -> None:
     mutant.append("Neg", [value.name], [other.name])
 
 
+def append_misfit(mutant: Mutant, chance: Random) -> None:
+    """A layer whose weights do not fit its data, though ONNX's inference finds the shape of what it makes."""
+    shapes = {"PRelu": [(3,)], "InstanceNormalization": [(5,), (5,)], "Gemm": [(4, 7), (3,)]}
+    operator = chance.choice(sorted(shapes))
+    given = ["flat" if operator == "Gemm" else "logits"]
+    if operator == "Gemm":
+        mutant.append("ConstantOfShape", ["two"], ["flat"])
+        mutant.graph.initializer.append(numpy_helper.from_array(np.array([2, 4]), "two"))
+    for number, shape in enumerate(shapes[operator]):
+        given.append(f"misfit{number}")
+        mutant.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), given[-1]))
+    mutant.append(operator, given, ["misfit"])
+    mutant.graph.output.append(helper.make_empty_tensor_value_info("misfit"))
+    mutant.graph.output[-1].type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def fold_beyond(mutant: Mutant, chance: Random) -> None:
+    """Two numbers of 32 bits whose sum has more, added to positions."""
+    for name, value in (("most", 2**31 - 1), ("more", chance.randrange(1, 99))):
+        mutant.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    mutant.append("Add", ["most", "more"], ["beyond"])
+    mutant.append("Add", ["position_ids", "beyond"], ["shifted"])
+    mutant.graph.output.append(helper.make_empty_tensor_value_info("shifted"))
+    mutant.graph.output[-1].type.tensor_type.elem_type = TensorProto.INT64
+
+
+def contradict(mutant: Mutant, chance: Random) -> None:
+    """Say of an inner value what it is not."""
+    name = mutant.node(chance, "MatMul", "Add", "Mul").output[0]
+    others = [value for value in mutant.graph.value_info if value.name != name]
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in others]
+    del mutant.graph.value_info[:]
+    mutant.graph.value_info.extend([*kept, helper.make_tensor_value_info(name, TensorProto.INT8, [1, 2, 3])])
+
+
 def freeze_batch(mutant: Mutant, chance: Random) -> None:
     """One input's, which then fits the others in no specialization that has several rows."""
     inputs = [v for v in mutant.graph.input if v.type.tensor_type.shape.dim[0].dim_param == "batch_size"]
@@ -350,6 +385,9 @@ GRAPH_MUTATIONS: tuple[Mutation, ...] = (
     spoil_folded,
     narrow_value,
     untrue_output,
+    append_misfit,
+    fold_beyond,
+    contradict,
     no_outputs,
     move_data,
     cut_weights,

@@ -30,7 +30,7 @@ from QEfficient.verification.tiny_models import tiny_model
 ROOT = Path(__file__).parents[2]
 SMALL = """
 <ir_version: 8, opset_import: ["" : 18]>
-program (float[batch, length, 4] x, float[batch, 8, 32] past)
+program (float[batch, length, 4] x, float[2, 8, 32] past)
     => (float[a, b, c] y, float[d, 8, 32] past_RetainedState) {
     scaled = MatMul(x, weight)
     bias = Constant<value = float[4] {1, 2, 3, 4}>()
@@ -114,13 +114,13 @@ def test_descriptor_agrees_with_the_graph(tmp_path: Path) -> None:
     assert (descriptor.name, descriptor.num_cores) == ("small", 8)
     assert descriptor.inputs == (
         Binding("x", Shape(0, (1, 6, 4)), partial_allowed=True),
-        Binding("past", Shape(1, (2, 8, 32)), partial_allowed=True),
+        Binding("past", Shape(1, (2, 8, 32))),
     )
     assert descriptor.outputs == (
         Binding("y", Shape(0, (1, 6, 4))),
         Binding("past_RetainedState", Shape(1, (2, 8, 32))),
     )
-    prefill = (Shape(0, (1, 6, 4)), Shape(1, (1, 8, 32)))
+    prefill = (Shape(0, (1, 6, 4)), Shape(1, (2, 8, 32)))
     decode = (Shape(0, (2, 1, 4)), Shape(1, (2, 8, 32)))
     assert descriptor.allowed_shapes == (prefill * 2, decode * 2)
 
@@ -178,7 +178,7 @@ def test_settings(tmp_path: Path) -> None:
         compiled(tmp_path, "-mxfp6-matmul", f"-node-precision-info={tmp_path / 'nodes.yaml'}")["sim.json"]
     )
     assert set(settings.pop("sha256")) == {"sim.onnx", "constants.bin"}
-    state, ends, weight = 2 * 8 * 32 * 4, 2 * 2 * 4 * 4, 16 * 6.25 / 8
+    state, ends, weight = 2 * 8 * 32 * 4, 2 * 6 * 4 * 4, 16 * 6.25 / 8
     assert settings.pop("bytes_per_device") == math.ceil(state + ends + weight)
     assert settings == {
         "sdk": "1.22",
@@ -187,6 +187,7 @@ def test_settings(tmp_path: Path) -> None:
         "devices": 1,
         "convert_to_fp16": True,
         "mxfp6": True,
+        "retained_state": True,
         "specializations": [{"name": f"Graph_{i}", "symbols": dict(entry)} for i, entry in enumerate(ENTRIES)],
         "custom_io": {},
         "node_precision": {"fp16": [], "fp32": ["y"]},

@@ -24,7 +24,7 @@ from qaic_simulator.program_file import PROGRAM
 from qaic_simulator.rules import GRAPH_RULES, LENIENT_SEVERITIES, RULES, SEVERITIES, WARNINGS
 
 KEYS = {"id", "tool", "sdk", "argv", "files", "verdict", "rule", "source"}
-OPTIONAL = {"sku", "note", "only", "warns"}
+OPTIONAL = {"sku", "note", "only", "warns", "writes"}
 FEWEST_REFUSED, FEWEST_ACCEPTED = 200, 90
 ALL_RULES = {**RULES, **GRAPH_RULES}
 CASES = read_cases()
@@ -94,6 +94,7 @@ def test_verdict(case: Case, sdk: str, tool: Tool) -> None:
     assert case["verdict"] == "refuse" or list(found.warns) == case.get("warns", []), found.text
     compiles = "-aic-hw" in case["argv"] and case.get("only") != "arguments"
     assert found.written == (found.code == 0 and compiles)
+    assert all((tool.folder / name).is_file() for name in case.get("writes", ()))
 
 
 @pytest.mark.parametrize(("case", "sdk"), parameters(("refuse",)))

@@ -32,7 +32,7 @@ FLOAT, HALF = 0, 1
 INT32_MAX = 2**31 - 1
 Step = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Logits of a call; states are kept behind it."""
-SETTINGS = {"convert_to_fp16": True, "mxfp6": False, "devices": 1, "cores": 4}
+SETTINGS = {"convert_to_fp16": True, "mxfp6": False, "retained_state": True, "devices": 1, "cores": 4}
 
 
 def images_of(

@@ -177,6 +177,9 @@ def test_a_run_waits_until_a_card_would_be_done(
         qids=tuple(range(devices)),
         mapping="0:1" if devices > 1 else "0",
     )
+    activation = host.program._activation
+    assert activation is not None
+    activation.timeout_ms = 10**7  # longer than the run is said to take
     host.run(
         host.exec_obj(), {"x": np.ones(4, np.float32), "past": np.zeros(4, np.float16), "y": np.zeros(4, np.float32)}
     )

@@ -62,6 +62,22 @@ def norm_before_mlp(model: Any, layer: int, factor: float = LARGE) -> None:
             _scale_weight(parts[f"mlp.{name}"], 1 / factor)
 
 
+def recurrent_norm(model: Any, layer: int, factor: float = LARGE) -> None:
+    """The norm at the end of a recurrent mixer's step grows, the projection behind it shrinks."""
+    mixer = next(m for m in layers_of(model)[layer].modules() if hasattr(m, "norm") and hasattr(m, "out_proj"))
+    _scale_norm(mixer.norm, factor)
+    _scale_weight(mixer.out_proj, 1 / factor)
+
+
+def recurrent_skip(model: Any, layer: int, factor: float = LARGE) -> None:
+    """The same for a mixer without a norm, with what passes its state by."""
+    mixer = next(m for m in layers_of(model)[layer].modules() if hasattr(m, "D") and hasattr(m, "out_proj"))
+    with torch.no_grad():
+        mixer.D.mul_(factor)
+        mixer.conv1d.bias.fill_(5.0)
+    _scale_weight(mixer.out_proj, 1 / factor)
+
+
 def residual_stream(model: Any, factor: float) -> None:
     """All that is added to the stream grows; norms take it out again. Their epsilon grows with it."""
     untie(model)

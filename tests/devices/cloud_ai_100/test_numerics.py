@@ -38,6 +38,7 @@ from QEfficient.verification.numerics import (
     FLOAT32,
     WITH_FILE,
     Findings,
+    compiled_perplexity,
     examine,
     perplexity_of,
     read_text,
@@ -123,6 +124,47 @@ def test_a_planted_overflow_is_found_and_the_file_cures_it(
     assert abs(on_card / found.perplexities[FLOAT32] - 1) < NEAR
 
 
+@pytest.mark.parametrize(
+    ("model_type", "plant", "layer"),
+    [
+        pytest.param("mamba2", planted.recurrent_norm, 1, id="mamba2"),
+        pytest.param("qwen3_next", planted.recurrent_norm, 0, id="qwen3_next", marks=pytest.mark.slow),
+        pytest.param("falcon_h1", planted.recurrent_skip, 1, id="falcon_h1", marks=pytest.mark.slow),
+    ],
+)
+def test_an_overflow_inside_a_recurrent_node_is_found_and_cured(
+    new_sdk: str, tmp_path: Path, model_type: str, plant: Callable[[Any, int], None], layer: int
+) -> None:
+    """What the body makes is rounded and measured; the call as a whole is what a file can name."""
+    model = copy.deepcopy(tiny_model(model_type))
+    plant(model, layer)
+    program = exported(model, tmp_path)
+    found = examined(program)
+    assert overflowing(found) == {f"layer {layer}"} and math.isnan(found.perplexities[FLOAT16])
+    (node,) = found.proposal
+    assert found.proposal[node].kind == "range" and node in {
+        call.output[0]
+        for call in onnx.load(program.onnx_path(), load_external_data=False).graph.node
+        if call.op_type.startswith("Recurrent")
+    }
+    assert found.helps and change(found, WITH_FILE) < NEAR
+    file = tmp_path / "nodes.yaml"
+    file.write_text(precision_text(found.proposal))
+    cured, _ = compiled_perplexity(program, found.text, SPEC, {"node_precision_info": str(file)})
+    assert abs(cured / found.perplexities[FLOAT32] - 1) < NEAR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"mxfp6_matmul": True}], ids=["half", "mxfp6"])
+def test_logits_of_a_recurrent_model_are_those_of_the_simulated_card(
+    new_sdk: str, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    """Bit for bit, with one recurrent node in fp32 and one in float16."""
+    program = exported(tiny_model("mamba2"), tmp_path)
+    flat = flat_graph(program, tmp_path)
+    assert_same_logits(program, flat, flat.owner(next(n for n in flat.nodes if n.op_type == "Scan")), tmp_path, options)
+
+
 @pytest.mark.slow
 def test_what_preparing_the_graph_changes_is_said(tmp_path: Path) -> None:
     """Float32 is that of the program as exported."""
@@ -136,13 +178,15 @@ def test_what_preparing_the_graph_changes_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_no_file_changes_is_said(tmp_path: Path) -> None:
-    """A cache beyond float16; and weights, which stop the compiler."""
+    """A cache beyond float16; and weights, which stop the compiler. There is no file then that does not help."""
     model = copy.deepcopy(tiny_model("llama"))
     planted.values(model, 1)
     planted.gated_product(model, 0, 1e6)
     found = examined(exported(model, tmp_path))
-    assert not found.helps
+    assert not found.helps and not found.proposal and WITH_FILE not in found.perplexities
+    assert not any(row.kept for row in found.rows)
     said = "\n".join(found.remarks)
+    assert "were tried in fp32, in vain" in said
     assert "past_value.1 reaches" in said and "past_value.0" not in said
     assert any("layers.0.mlp.up_proj.weight" in name and largest > 65504 for name, largest in found.beyond.items())
 
@@ -181,18 +225,25 @@ def test_logits_are_those_of_the_simulated_card(new_sdk: str, tmp_path: Path, op
     """Bit for bit, with a node in fp32 among the others."""
     program = exported(QEFFAutoModelForCausalLM.from_pretrained("demo"), tmp_path)
     flat = flat_graph(program, tmp_path)
-    pinned = next(flat.owner(n) for n in flat.nodes if n.op_type == "Pow")
+    assert_same_logits(program, flat, next(flat.owner(n) for n in flat.nodes if n.op_type == "Pow"), tmp_path, options)
+
+
+def assert_same_logits(
+    program: ExportedProgram, flat: FlatGraph, pinned: str, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    """Of four tokens, by the simulated card and by the session here, with one node in fp32."""
     file = tmp_path / "nodes.yaml"
     file.write_text(precision_text([pinned]))
-    asked = Format(half=True, mxfp6=bool(options), mxint8=bool(options), fp32=frozenset([pinned]))
+    asked = Format(half=True, mxfp6=bool(options), mxint8="mxint8_kv_cache" in options, fp32=frozenset([pinned]))
     device = get_device("cloud_ai_100")
     spec = replace(SPEC, device_options={**options, "node_precision_info": str(file)})
     compiled = compile_program(program, spec, device, ArtifactStore(), tmp_path / "compiled")
     one_by_one = CompileSpec(1, 1, SPEC.ctx_len)
     with device.load(compiled) as card, CardSession(flat, program.graphs["lm"].spec, one_by_one, asked) as ours:
-        for position, token in enumerate((5, 99, 7, 1000)):
+        for position, token in enumerate((5, 99, 7, 100)):
             batch = Batch((Row(0, (token,), position),))
-            assert np.array_equal(card.run(batch), ours.run(batch))
+            given, wanted = ours.run(batch), card.run(batch)
+            assert np.isfinite(wanted).all() and np.array_equal(given, wanted)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

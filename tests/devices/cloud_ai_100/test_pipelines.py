@@ -140,6 +140,14 @@ def test_a_dump_is_not_lost_with_the_compiler_s_folder(
     assert f"-mdp-dump-partition-config={tmp_path}/dump.json" in program.report["command"]
     assert program.report["devices"] == 1  # nothing tells the compiler of the other
     assert answers(wrapped)
+    options = {**TWO, "mdp_strategy": "intersection", "mdp_compiler_dump_path": "dump.json"}
+    cut = content(compiled(wrapped, **options), "mdp_disagg_2d_2p.json")["partitions"]
+    (whole,) = json.loads(Path("dump.json").read_text())["partitions"]
+    assert whole["devices"] == [{"deviceId": 0, "numCores": 16}]
+    assert [name for part in cut for name in part["nodeList"]] == whole["nodeList"]
+    nodes = [part["nodeList"] for part in content(compiled(wrapped, **TWO), "mdp_disagg_2d_2p.json")["partitions"]]
+    assert all(0 < len(part["nodeList"]) < len(all_of_them) for part, all_of_them in zip(cut, nodes, strict=True))
+    assert answers(wrapped)
 
 
 def test_other_strategies(new_sdk: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,7 +230,7 @@ class Counted:
 
     @property
     def weights(self) -> float:
-        return memory.weight_bytes(self.programs[0], self.geometry.mxfp6)
+        return sum(memory.weight_bytes(self.programs[0], self.geometry.mxfp6).values())
 
     @property
     def tables(self) -> int:
@@ -250,11 +250,23 @@ class Counted:
             for name in names
         )
 
+    def fits_window(self, window: float, monkeypatch: pytest.MonkeyPatch) -> bool:
+        """Whether no operator reads more."""
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "WINDOW", window)
+            try:
+                for program in self.programs:
+                    memory.check_operators(program, self.geometry.mxfp6, self.geometry.devices)
+            except Refusal:
+                return False
+        return True
+
     def is_refused(self) -> bool:
         """By the checks of memory alone."""
-        flags = {"mxfp6-matmul": ("1",)} if self.geometry.mxfp6 else {}
+        flags = {"retained-state": ("1",)} | ({"mxfp6-matmul": ("1",)} if self.geometry.mxfp6 else {})
+        shares = [memory.Share("", self.geometry.devices)]
         try:
-            memory.check_memory(self.programs, Arguments("", flags), self.precisions, self.geometry.devices)
+            memory.check_memory(self.programs, Arguments("", flags), self.precisions, shares)
             for program in self.programs:
                 memory.check_operators(program, self.geometry.mxfp6, self.geometry.devices)
         except Refusal:
@@ -288,6 +300,36 @@ def test_what_a_plan_says_fits_is_not_refused(world: World, case: Case, monkeypa
         for limits in on_the_edge(world, geometry, monkeypatch):
             assert limits.fits, geometry
             assert not counted.is_refused(), f"{geometry}: {limits.needed:,} of {limits.usable:,}"
+
+
+MANY = [
+    Geometry(16_384, 128, full_batch_size=50),
+    Geometry(16_384, 128, 4),
+    Geometry(4096, 2048, full_batch_size=3),
+    Geometry(16_384, 1, full_batch_size=50, devices=4),
+]
+
+
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [
+        pytest.param(c, c, id=c.name, marks=marks)
+        for c, marks in ((Case("gemma3_text", LONG, ONE_HEAD), []), (Case("llama", ALONE), [pytest.mark.slow]))
+    ],
+    indirect=["world"],
+)
+def test_the_largest_operator_is_that_of_the_graph(world: World, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of attention that is one node. Prompts have one row where there are slots, and heads of keys are not repeated."""
+    direct = tuple(replace(buffers, direct=True) for buffers in world.size.state.buffers)
+    size = replace(world.size, state=replace(world.size.state, buffers=direct))
+    for geometry in MANY:
+        counted = Counted.of(world, geometry)
+        planned = plan_memory.operand_bytes(size, geometry.workload, geometry.setup)
+        assert counted.fits_window(planned, monkeypatch), geometry
+        assert not counted.fits_window(planned / 1.06, monkeypatch), geometry
+        assert counted.fits_window(
+            plan_memory.operand_bytes(world.size, geometry.workload, geometry.setup), monkeypatch
+        )
 
 
 def on_the_edge(world: World, geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estimate]:

@@ -45,6 +45,8 @@ class CardGraph:
     """The twin of each tensor that has one."""
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     """Rounded weights, which are inputs of the model."""
+    measured: dict[str, list[str]] = field(default_factory=dict)
+    """By output with measures, what they are of."""
 
 
 def build(flat: FlatGraph, asked: Format, measured: Sequence[str] = ()) -> CardGraph:
@@ -64,15 +66,17 @@ class _Builder:
         self._nodes: list[onnx.NodeProto] = []
         self._products = Products(flat.model.graph)
         self._matrices: dict[str, np.ndarray] = {}
+        self._measured: dict[str, list[str]] = {}
 
     def built(self, measured: Sequence[str]) -> CardGraph:
         flat = self._flat
         graph = flat.model.graph
         inputs = [self._input(value) for value in graph.input if flat.is_float(value.name)]
+        watched = {output: [name for name in names if name in measured] for output, names in flat.inside.items()}
         for node in flat.nodes:
             shared = not self._has_twin(node)
             if shared or measured:
-                self._nodes.append(node)
+                self._nodes.append(self._watched(node, watched.get(node.output[0] if node.output else "", [])))
             if not shared:
                 self._convert(node)
         outputs = [value for value in graph.output if measured or value.name not in self._names]
@@ -82,12 +86,31 @@ class _Builder:
         for name, matrix in self._matrices.items():
             inputs.append(helper.make_tensor_value_info(name, FLOAT, matrix.shape))
         if measured:
-            self._nodes += measures.nodes([(name, self._names[name], flat.kinds[name].rank) for name in measured])
-            outputs.append(helper.make_tensor_value_info(measures.OUTPUT, FLOAT, None))
+            inside = {name for names in watched.values() for name in names}
+            self._measured[measures.OUTPUT] = names = [name for name in measured if name not in inside]
+            self._nodes += measures.nodes([(name, self._names[name], flat.kinds[name].rank) for name in names])
+            outputs += [helper.make_tensor_value_info(name, FLOAT, None) for name in self._measured]
         made = helper.make_graph(self._nodes, "numerics", inputs, outputs, list(graph.initializer))
         opsets = list(flat.model.opset_import)
         model = helper.make_model(made, opset_imports=opsets, ir_version=flat.model.ir_version)
-        return CardGraph(model, self._names, self._matrices)
+        return CardGraph(model, self._names, self._matrices, self._measured)
+
+    def _watched(self, node: onnx.NodeProto, names: list[str]) -> onnx.NodeProto:
+        """A recurrent node that also gives measures of what its body makes, for each step; others as they are. Twins
+        are not there: the numbers are those of the graph as exported."""
+        if not names:
+            return node
+        own, output = copied(node), f"{node.output[0]}~{measures.OUTPUT}"
+        (body,) = bodies(own)
+        step = f"{output}step"
+        body.node.extend(measures.nodes([(name, name, self._flat.kinds[name].rank) for name in names], step))
+        body.output.append(helper.make_tensor_value_info(step, FLOAT, [len(names) * measures.COUNT]))
+        own.output.append(output)
+        for attribute in own.attribute:
+            if attribute.name in ("scan_output_axes", "scan_output_directions"):
+                attribute.ints.append(0)
+        self._measured[output] = names
+        return own
 
     def _input(self, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
         twin = copy.deepcopy(value)
@@ -111,6 +134,9 @@ class _Builder:
         names = {name: self._read(name, half) for name in reads(own)}
         own.input[:] = [names.get(name, name) for name in own.input]
         _rename_inside(own, names)
+        if half:
+            for body in bodies(own):
+                self._round_inside(body)
         self._nodes.append(own)
         for place, name in enumerate(node.output):
             if name:
@@ -118,7 +144,7 @@ class _Builder:
         for place, name in enumerate(node.output):
             if half and self._flat.is_float(name):
                 own.output[place] = f"{name}~exact"
-                self._round(own.output[place], self._names[name])
+                self._nodes += _rounding(own.output[place], self._names[name])
             elif name:
                 self._unrounded.add(self._names[name])
 
@@ -142,13 +168,36 @@ class _Builder:
         rounded = f"{twin}~half"
         if rounded not in self._made:
             self._made.add(rounded)
-            self._round(twin, rounded)
+            self._nodes += _rounding(twin, rounded)
         return rounded
 
-    def _round(self, name: str, rounded: str) -> None:
-        between = f"{rounded}~16"
-        self._nodes.append(helper.make_node("Cast", [name], [between], to=HALF))
-        self._nodes.append(helper.make_node("Cast", [between], [rounded], to=FLOAT))
+    def _round_inside(self, body: onnx.GraphProto) -> None:
+        """Round what the nodes of a body make, and its constants; what it is given is rounded already."""
+        nodes = []
+        for tensor in body.initializer:
+            if tensor.data_type == FLOAT:
+                name, tensor.name = tensor.name, f"{tensor.name}~exact"
+                nodes += _rounding(tensor.name, name)
+        for node in body.node:
+            for inner in bodies(node):
+                self._round_inside(inner)
+            nodes.append(node)
+            for place, name in enumerate(node.output):
+                if self._flat.is_float(name):
+                    node.output[place] = f"{name}~exact"
+                    nodes += _rounding(node.output[place], name)
+        kept = [copied(node) for node in nodes]
+        del body.node[:]
+        body.node.extend(kept)
+
+
+def _rounding(name: str, rounded: str) -> list[onnx.NodeProto]:
+    """Through float16 and back."""
+    between = f"{rounded}~16"
+    return [
+        helper.make_node("Cast", [name], [between], to=HALF),
+        helper.make_node("Cast", [between], [rounded], to=FLOAT),
+    ]
 
 
 def _rename_inside(node: onnx.NodeProto, names: dict[str, str]) -> None:

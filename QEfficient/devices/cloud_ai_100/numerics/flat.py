@@ -7,7 +7,7 @@ it knows some functions by name and replaces them; the call can.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,11 @@ from QEfficient.devices.cloud_ai_100.graph.half_range import with_data
 FLOAT = int(onnx.TensorProto.FLOAT)
 SELECTION = ("qefficient", "LastToken")
 """Of all tokens the last: taken out, so that one run gives the logits of a whole chunk."""
+MOVING = frozenset(
+    {"Cast", "CastLike", "Concat", "Constant", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity"}
+    | {"Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)
+"""Operators that make no numbers that were not there before."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,11 @@ class FlatGraph:
         """Give each call a function of its own, whose nodes carry the call's name through the inlining."""
         functions = {(function.domain, function.name): function for function in model.functions}
         for node in list(model.graph.node):
-            if (node.domain, node.op_type) in functions:
-                _own_function(model, functions, node, node.output[0])
-            node.doc_string = node.output[0] if node.output else ""
+            mark = node.output[0] if node.output else ""
+            for each in within([node]):
+                if (each.domain, each.op_type) in functions:
+                    _own_function(model, functions, each, mark)
+                each.doc_string = mark
 
     def owner(self, node: onnx.NodeProto) -> str:
         """First output of the program's node that this one is, or is part of."""
@@ -60,11 +67,15 @@ class FlatGraph:
     @cached_property
     def kinds(self) -> dict[str, Kind]:
         graph = shape_inference.infer_shapes(self.model).graph
-        found = {tensor.name: Kind(int(tensor.data_type), len(tensor.dims)) for tensor in graph.initializer}
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            tensor = value.type.tensor_type
-            found[value.name] = Kind(int(tensor.elem_type), len(tensor.shape.dim) if tensor.HasField("shape") else None)
-        for node in self.nodes:
+        found: dict[str, Kind] = {}
+        for scope in (*(body for node in within(graph.node) for body in bodies(node)), graph):
+            found |= {tensor.name: Kind(int(tensor.data_type), len(tensor.dims)) for tensor in scope.initializer}
+            for value in (*scope.input, *scope.output, *scope.value_info):
+                tensor = value.type.tensor_type
+                if tensor.elem_type:
+                    rank = len(tensor.shape.dim) if tensor.HasField("shape") else None
+                    found[value.name] = Kind(int(tensor.elem_type), rank)
+        for node in self.all_nodes:
             first = found.get(node.input[0], Kind(0, None)) if node.input else Kind(0, None)
             for output in filter(None, node.output):  # operators outside ONNX work on floats of one type
                 found.setdefault(output, Kind(first.element, None))
@@ -74,11 +85,27 @@ class FlatGraph:
         return self.kinds.get(name, Kind(0, None)).element == FLOAT
 
     @cached_property
+    def all_nodes(self) -> list[onnx.NodeProto]:
+        """Those in bodies too, behind the node they are in; inlining gave all tensors names of their own."""
+        return list(within(self.nodes))
+
+    @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
-        return {output: node for node in self.nodes for output in node.output if output}
+        """In bodies too."""
+        return {output: node for node in self.all_nodes for output in node.output if output}
+
+    @cached_property
+    def readers(self) -> dict[str, list[onnx.NodeProto]]:
+        """What reads a tensor, in bodies too."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.all_nodes:
+            for name in dict.fromkeys(filter(None, node.input)):
+                found.setdefault(name, []).append(node)
+        return found
 
     @cached_property
     def consumers(self) -> dict[str, list[onnx.NodeProto]]:
+        """Nodes of the graph that read a tensor themselves or in their bodies."""
         found: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
             for name in dict.fromkeys(reads(node)):
@@ -93,7 +120,7 @@ class FlatGraph:
     def constants(self) -> dict[str, onnx.TensorProto]:
         """Float constants, those in external files without their data."""
         found = {tensor.name: tensor for tensor in self.model.graph.initializer if tensor.data_type == FLOAT}
-        for node in self.nodes:
+        for node in self.all_nodes:
             tensor = constant_of(node)
             if tensor is not None and tensor.data_type == FLOAT:
                 found[node.output[0]] = tensor
@@ -112,6 +139,27 @@ class FlatGraph:
                 fixed |= set(node.output)
         return [name for node in self.nodes for name in node.output if self.is_float(name) and name not in fixed]
 
+    @cached_property
+    def inside(self) -> dict[str, list[str]]:
+        """Float tensors that the bodies of recurrent nodes compute in each step, by the node's first output."""
+        found = {}
+        for node in self.nodes:
+            if node.op_type == "Scan" and not node.domain:
+                made = (
+                    n
+                    for body in bodies(node)
+                    for inner in body.node
+                    if inner.op_type not in MOVING
+                    for n in inner.output
+                )
+                found[node.output[0]] = [name for name in made if self.is_float(name)]
+        return found
+
+    @property
+    def measurable(self) -> list[str]:
+        """All tensors of which measures can be taken."""
+        return [*self.computed, *(name for names in self.inside.values() for name in names)]
+
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs inside a node."""
@@ -119,6 +167,14 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
+
+
+def within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, each before those of its bodies."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from within(body.node)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -150,11 +206,11 @@ def _own_function(
     own = copy.deepcopy(functions[call.domain, call.op_type])
     own.name = call.op_type = f"{own.name}_{len(model.functions)}"
     del own.value_info[:]
-    for node in own.node:
+    for node in within(own.node):
         node.doc_string = mark
     model.functions.append(own)
     placed = model.functions[-1]
-    for node in placed.node:
+    for node in list(within(placed.node)):
         if (node.domain, node.op_type) in functions:
             _own_function(model, functions, node, mark)
 

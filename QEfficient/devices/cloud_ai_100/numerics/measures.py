@@ -75,9 +75,10 @@ class Measure:
         return max(abs(self.highest), abs(self.lowest))
 
 
-def nodes(pairs: Iterable[tuple[str, str, int | None]]) -> list[onnx.NodeProto]:
+def nodes(pairs: Iterable[tuple[str, str, int | None]], output: str = OUTPUT) -> list[onnx.NodeProto]:
     """Measures of tensors (name, twin, dimensions), and one output with those of all of them, in order."""
-    made = [helper.make_node("Constant", [], [MARK + name], **value) for name, value in _CONSTANTS.items()]
+    constants = {name: f"{output}{MARK}{name}" for name in _CONSTANTS}
+    made = [helper.make_node("Constant", [], [constants[name]], **value) for name, value in _CONSTANTS.items()]
     steps = parser.parse_function(f'<domain: "measures", opset_import: ["" : 18]>\n{_STEPS}').node
     found = []
     for name, twin, rank in pairs:
@@ -85,15 +86,15 @@ def nodes(pairs: Iterable[tuple[str, str, int | None]]) -> list[onnx.NodeProto]:
         if not rank:  # a plain number, or of unknown form: one row
             for place, source in given.items():
                 given[place] = f"{source}{MARK}row"
-                made.append(helper.make_node("Reshape", [source, f"{MARK}last"], [given[place]]))
-        own = given | {constant: MARK + constant for constant in _CONSTANTS}
+                made.append(helper.make_node("Reshape", [source, constants["last"]], [given[place]]))
+        own = given | constants
         for step in steps:
             node = copy.deepcopy(step)
             for names in (node.input, node.output):
                 names[:] = [own.get(tensor, f"{name}{MARK}{tensor}") for tensor in names]
             made.append(node)
         found.append(f"{name}{MARK}measures")
-    return [*made, helper.make_node("Concat", found, [OUTPUT], axis=0)]
+    return [*made, helper.make_node("Concat", found, [output], axis=0)]
 
 
 class Gathered:
@@ -104,12 +105,12 @@ class Gathered:
         self._runs: list[np.ndarray] = []
 
     def add(self, values: np.ndarray) -> None:
-        """What one run gave."""
-        self._runs.append(values.reshape(len(self._names), COUNT).astype(np.float64))
+        """What one run gave, or each step of one."""
+        self._runs.append(values.reshape(-1, len(self._names), COUNT).astype(np.float64))
 
     def found(self) -> dict[str, Measure]:
         """By tensor, in order."""
-        runs = np.stack(self._runs)
+        runs = np.concatenate(self._runs)
         highest, lowest, share = runs[:, :, 0].max(0), runs[:, :, 1].min(0), runs[:, :, 4].max(0)
         errors, squares = runs[:, :, 2].sum(0), runs[:, :, 3].sum(0)
         return {

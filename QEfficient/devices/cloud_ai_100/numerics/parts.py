@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx
 
 from QEfficient.devices.cloud_ai_100.graph.table_lookups import PREFIX
-from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph, reads
+from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph, reads, within
 
 BEFORE = -1
 """The embedding, and what depends on positions alone."""
@@ -49,7 +49,13 @@ def find_parts(flat: FlatGraph, states: Mapping[str, int]) -> Parts:
     borders = _borders(flat, named, first)
     behind = {name: part + 1 for part, name in borders.items()}
     of_tensor = _forward(flat, named, behind)
-    of_node = {node.output[0]: of_tensor[node.output[0]] for node in flat.nodes if node.output}
+    of_node = {
+        inner.output[0]: of_tensor[node.output[0]]
+        for node in flat.nodes
+        if node.output
+        for inner in within([node])
+        if inner.output
+    }
     last = {of_tensor[name]: name for name in flat.computed if name not in states and _goes_on(flat, name, of_tensor)}
     last |= {of_tensor[name]: name for name in borders.values()}
     last[max([*last, layers])] = flat.outputs[0]

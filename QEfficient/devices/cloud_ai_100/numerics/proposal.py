@@ -73,7 +73,7 @@ class Advisor:
     def squared(self) -> dict[str, float]:
         """The reach of every tensor that some node squares."""
         found = {}
-        for node in self._flat.nodes:
+        for node in self._flat.all_nodes:
             for name in dict.fromkeys(reads(node)):
                 if name in self._measures and _squares(self._flat, node, name):
                     found[name] = self._measures[name].largest
@@ -86,7 +86,7 @@ class Advisor:
             reach = self.reach(name)
             if not reach <= LIMIT:
                 self._around(name, Reason("range", name, f"{name} reaches {reach:,.0f}"), found)
-        for node in self._flat.nodes:
+        for node in self._flat.all_nodes:
             if node.op_type in SQUARING_INSIDE and not node.domain and node.input[0] in self._measures:
                 name = node.input[0]
                 reach = self._measures[name].largest
@@ -110,7 +110,7 @@ class Advisor:
             share = lost_share(self._flat.value(name))
             if share > threshold:
                 reason = Reason("small", name, f"the constant {name} loses {share:.0%} of itself")
-                for node in self._flat.consumers.get(name, ()):
+                for node in self._flat.readers.get(name, ()):
                     self._fixed_readers(node, reason, found)
         for name in self.lost(threshold):
             loss = self._measures[name].loss
@@ -127,7 +127,7 @@ class Advisor:
 
     def _matters(self, name: str, threshold: float) -> bool:
         """Whether anybody misses what a tensor lost at the lower end: not a sum that is everywhere far above it."""
-        for node in self._flat.consumers.get(name, ()):
+        for node in self._flat.readers.get(name, ()):
             made = node.output[0]
             covers = node.op_type == "Add" and made in self._measures and self._measures[made].lowest >= FAR_ABOVE
             scales = node.op_type in ("Mul", "Div") and self._loses(made, threshold)
@@ -160,14 +160,14 @@ class Advisor:
         self._readers(name, reason, found)
 
     def _readers(self, name: str, reason: Reason, found: dict[str, Reason]) -> None:
-        for node in self._flat.consumers.get(name, ()):
+        for node in self._flat.readers.get(name, ()):
             self._pin(node, reason, found)
 
     def _fixed_readers(self, node: onnx.NodeProto, reason: Reason, found: dict[str, Reason]) -> None:
         """A node that reads a constant, and who reads what it makes; past nodes that only turn the constant about."""
         self._pin(node, reason, found)
         for output in node.output:
-            for reader in self._flat.consumers.get(output, ()):
+            for reader in self._flat.readers.get(output, ()):
                 if output in self._measures:
                     self._pin(reader, reason, found)
                 else:
@@ -215,7 +215,7 @@ def lost_share(value: np.ndarray) -> float:
 def _scores(flat: FlatGraph) -> set[str]:
     """What a softmax reads, also on its way there: a number far below the others counts for nothing in any case."""
     found: set[str] = set()
-    pending = [node.input[0] for node in flat.nodes if node.op_type in INTO_PROBABILITIES]
+    pending = [node.input[0] for node in flat.all_nodes if node.op_type in INTO_PROBABILITIES]
     while pending:
         name = pending.pop()
         if name not in found:

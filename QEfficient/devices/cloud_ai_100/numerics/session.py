@@ -9,7 +9,6 @@ import numpy as np
 
 from QEfficient.devices import Batch, Limits, Session
 from QEfficient.devices.cloud_ai_100 import custom_io
-from QEfficient.devices.cloud_ai_100.numerics import measures
 from QEfficient.devices.cloud_ai_100.numerics.card_graph import CARD, CardGraph, Format, build
 from QEfficient.devices.cloud_ai_100.numerics.flat import FlatGraph
 from QEfficient.devices.cloud_ai_100.numerics.measures import Gathered, Measure
@@ -40,7 +39,7 @@ class CardSession(Session):
         self._twins = made.names
         self._onnx: Any = _open(made, flat)
         self._matrices = {name: _value(matrix) for name, matrix in made.matrices.items()}
-        self._gathered = Gathered(measured) if measured else None
+        self._gathered = {output: Gathered(names) for output, names in made.measured.items()}
         symbols = spec.specializations(graph.windows)[0].symbols
         taken = {value.name for value in self._onnx.get_inputs()}
         self._states: dict[str, Any] = {}
@@ -67,7 +66,7 @@ class CardSession(Session):
 
     def measures(self) -> dict[str, Measure]:
         """What was measured in all runs together."""
-        return {} if self._gathered is None else self._gathered.found()
+        return {name: found for each in self._gathered.values() for name, found in each.found().items()}
 
     def close(self) -> None:
         self._onnx = None
@@ -82,8 +81,8 @@ class CardSession(Session):
             raise DeviceError(f"ONNX Runtime could not run the program: {error}") from error
         results = dict(zip(names, found, strict=True))
         self._keep(results)
-        if self._gathered is not None:
-            self._gathered.add(results[measures.OUTPUT].numpy())
+        for output, gathered in self._gathered.items():
+            gathered.add(results[output].numpy())
         logits: np.ndarray = results[self._twins.get("logits", "logits")].numpy()
         return logits
 

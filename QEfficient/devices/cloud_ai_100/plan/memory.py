@@ -19,8 +19,10 @@ from QEfficient.devices.cloud_ai_100.plan.records import (
 
 WINDOW = int(3.9 * GIB)
 """Bytes that a core can map for one operator."""
-INDEX = 3 * 8
-"""Bytes of one index into a buffer."""
+INDEX, PLACE = 3 * 8, 8
+"""Bytes of one index into a buffer: of row, head and position; or of the position alone, as is read without slots."""
+MASK = 1
+"""Bytes of one truth value."""
 SMALLER = 1.05
 """What an operator reads beside its large operands."""
 
@@ -65,21 +67,33 @@ def operand_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
 
 
 def _attention(model: ModelSize, workload: Workload, rows: int, tokens: int) -> Iterator[float]:
-    """Writing into a buffer and reading all of it; then its product with the scores, its heads repeated."""
+    """Reading all of a buffer, of all users' that are in it, and writing into it; then what is computed with it."""
     context, heads = workload.ctx_len, model.attention_heads
     if model.state.replays:
         yield 2 * rows * heads * context * context * FP16
     for buffers in model.state.buffers:
         kept = buffers.kept(context)
-        places = buffers.heads * kept
-        yield places * (workload.users * buffers.width * FP16 + rows * INDEX)
+        row, index = buffers.width * FP16, INDEX if workload.full_batch_size else PLACE
+        yield buffers.heads * kept * (workload.users * row + rows * index)
+        yield buffers.heads * (workload.users * (kept + 1) * row + rows * tokens * (row + INDEX))
         if buffers.packs:
             seen = kept if buffers.slots is None else kept + tokens
-            scores = rows * heads * tokens * seen
-            yield rows * heads * seen * buffers.width * FP16 + scores * FP16
-            if buffers.heads == 1:  # keys of each head are put together from what all heads share
-                yield 2 * rows * model.attention_width * seen * FP16
-            yield 2 * scores * FP16
+            yield from _products(model, buffers, rows, tokens, seen)
+
+
+def _products(model: ModelSize, buffers: Buffers, rows: int, tokens: int, seen: int) -> Iterator[float]:
+    """The scores and what hides some of them; their product with the values."""
+    heads, row = model.attention_heads, buffers.width * FP16
+    scores = rows * heads * tokens * seen * FP16
+    if buffers.direct:
+        yield scores + rows * tokens * seen * MASK
+        yield scores + rows * buffers.heads * seen * row
+        return
+    yield 2 * scores
+    yield scores + rows * heads * seen * row
+    if buffers.heads == 1 and heads * buffers.width != model.attention_width:
+        # No keys or values of one head for all: those of each head are put together from what all heads share.
+        yield 2 * rows * model.attention_width * seen * FP16
 
 
 def refusals(model: ModelSize, workload: Workload, setup: Setup) -> Iterator[str]:

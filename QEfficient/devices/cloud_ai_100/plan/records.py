@@ -146,6 +146,8 @@ class Buffers:
     """Positions that are kept; None: the whole context."""
     packs: bool = True
     """Keys and values; others are always in float16."""
+    direct: bool = False
+    """Whether one node attends to it as it is; otherwise, and where nobody knows, its heads may be repeated before."""
 
     def kept(self, ctx_len: int) -> int:
         """Positions of a context that have a place."""
