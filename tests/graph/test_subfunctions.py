@@ -233,7 +233,7 @@ def exports(model_type: str, batching: bool, folder: Path) -> tuple[GraphSpec, l
     """The plain program and the one with sub-functions, from one trace."""
     plain = ExportSpec(continuous_batching=batching)
     opened = QEFFAutoModelForCausalLM(tiny_model(model_type), continuous_batching=batching)
-    source = opened._prepare(plain)
+    source = opened._prepare(plain, lambda graph: None)
     traced, context = source.trace(source.module, source.graph)
     paths = []
     for name, spec in (("plain", plain), ("functions", replace(plain, subfunctions=True))):

@@ -115,7 +115,7 @@ def test_compile_chooses_by_its_geometry(monkeypatch: pytest.MonkeyPatch, tmp_pa
     wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config={**ON, "blocking_mode": "kv"})
     seen: list[ExportSpec] = []
     prepare = wrapped._prepare
-    monkeypatch.setattr(wrapped, "_prepare", lambda spec: seen.append(spec) or prepare(spec))
+    monkeypatch.setattr(wrapped, "_prepare", lambda spec, check: seen.append(spec) or prepare(spec, check))
     sizes = AttentionSizes.of(wrapped.config, CompileSpec(prefill_seq_len=8, ctx_len=64), devices=1)
     monkeypatch.setattr(blocking, "BUDGET", sizes.footprint((1, 3), sizes.heads))
     wrapped.compile(device="reference", prefill_seq_len=8, ctx_len=64)

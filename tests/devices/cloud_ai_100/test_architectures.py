@@ -28,7 +28,6 @@ from QEfficient.verification.truth import Truth
 
 TYPES = {
     "llama": "dense",
-    "gemma3_text": "rolling windows",
     "deepseek_v2": "latent attention, experts",
     "falcon_h1": "both in each layer",
 }

@@ -21,10 +21,9 @@ IN_PART = {"comp_ctx_lengths_prefill": [16, 40], "comp_ctx_lengths_decode": [24,
 COPIED = {"qaic_config": {"replicate_kv_heads": True}, "num_devices": 4}
 KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "both": (True, {"qaic_config": TARGET, "num_speculative_tokens": 3, **IN_PART}),
-    "prompts only": (True, {"prefill_only": True}),
+    "prompts only, copied heads": (True, {"prefill_only": True, **COPIED}),
     "ahead, rows": (False, {"qaic_config": TARGET, "num_speculative_tokens": [1, 3]}),
     "new tokens only, rows": (False, {"prefill_only": False}),
-    "copied heads, rows": (False, COPIED),
 }
 """Whether with continuous batching, and what is asked for."""
 pytestmark = pytest.mark.usefixtures("exports_are_shared")
