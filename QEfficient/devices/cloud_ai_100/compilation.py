@@ -71,8 +71,12 @@ def check_options(given: Mapping[str, Any]) -> CompilerOptions:
     """Options as a user gives them, with paths that hold everywhere; refused as long as nothing was done for them."""
     options = read_options(given)
     options.check_files()
-    if options.mdp_load_partition_config and not options.enable_qnn:  # whose file has no cores
-        partitions.check_file(Path(options.mdp_load_partition_config), options.num_cores)
+    if options.mdp_load_partition_config:
+        path = Path(options.mdp_load_partition_config)
+        if options.num_devices > 1:
+            partitions.check_number(path, options.num_devices)
+        if not options.enable_qnn:  # whose file has no cores
+            partitions.check_file(path, options.num_cores)
     return options.with_whole_paths()
 
 

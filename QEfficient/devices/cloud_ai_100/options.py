@@ -279,15 +279,11 @@ class CompilerOptions:
         return "mdp_dump_partition_config" in dict(self.passed)
 
     def check_files(self) -> None:
-        """Refuse files that the compiler would not find, and partitions for another number of devices."""
-        from QEfficient.devices.cloud_ai_100.partitions import check_number  # which knows these options
-
+        """Refuse files that the compiler would not find."""
         named = {**vars(self), **dict(self.passed)}
         for name in READ_FILES:
             if named.get(name) and not Path(named[name]).is_file():
                 raise OptionError(f"option '{name}' names the file {named[name]}, which does not exist.")
-        if self.mdp_load_partition_config and self.num_devices > 1:
-            check_number(Path(self.mdp_load_partition_config), self.num_devices)
 
     def with_whole_paths(self) -> CompilerOptions:
         """The same for a compiler that stands in another folder."""

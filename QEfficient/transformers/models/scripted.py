@@ -58,9 +58,8 @@ class ScriptedModel(AutoModel[CompiledProgram, OpenedProgram], ABC):
         self, num_speculative_tokens: int | list[int] | None, prefill_seq_len: int
     ) -> int | list[int] | None:
         """How many tokens `compile` would let be tried ahead; refuses what it would refuse."""
-        ahead = Shapes(self._ahead(num_speculative_tokens))
-        target = CardConfig(self.is_tlm, projections=self._card.projections)
-        found = shaped(CompileSpec(1, prefill_seq_len, prefill_seq_len), ahead, target).num_speculative_tokens
+        spec = CompileSpec(1, prefill_seq_len, prefill_seq_len)
+        found = self._trying(num_speculative_tokens, spec).num_speculative_tokens
         return list(found) if len(found) > 1 else next(iter(found), None)
 
     def build_prefill_specialization(
@@ -94,14 +93,20 @@ class ScriptedModel(AutoModel[CompiledProgram, OpenedProgram], ABC):
         slots = full_batch_size, self._slots(kv_cache_batch_size, batch_size)
         spec = CompileSpec(batch_size, prefill_seq_len, ctx_len, *slots)
         stages.check_batching(self.continuous_batching, spec)
-        target = CardConfig(self.is_tlm, projections=self._card.projections)
-        spec = shaped(spec, Shapes(self._ahead(num_speculative_tokens)), target)
-        decoding = (entry for entry in spec.specializations(self._program_windows()) if entry.name == "Decode")
+        entries = self._trying(num_speculative_tokens, spec).specializations(self._program_windows())
+        decoding = (entry for entry in entries if entry.name == "Decode")
         return next((dict(entry.symbols) for entry in decoding), None)
+
+    def _trying(self, num_speculative_tokens: int | list[int] | None, spec: CompileSpec) -> CompileSpec:
+        """`spec` with so many tokens ahead, and nothing else that the model was loaded for."""
+        target = CardConfig(self.is_tlm, projections=self._card.projections)
+        return shaped(spec, Shapes(self._ahead(num_speculative_tokens)), target)
 
     def _ahead(self, num_speculative_tokens: int | list[int] | None) -> int | list[int] | None:
         """How many tokens can be tried ahead: as is said, else as many as the program guesses, if it does."""
-        return num_speculative_tokens or (None if self._projections is None else self._projections.spec.heads)
+        if num_speculative_tokens is None and self._projections is not None:
+            return self._projections.spec.heads
+        return num_speculative_tokens
 
     def _slots(self, kv_cache_batch_size: int | None, batch_size: int) -> int | None:
         """How many slots are wanted; without continuous batching there are as many as rows."""

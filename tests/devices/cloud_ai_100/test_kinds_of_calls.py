@@ -80,6 +80,12 @@ def test_tokens_tried_ahead(new_sdk: str, device: str, geometry: dict[str, int])
     assert ids(answers(wrapped, asked)) == said
 
 
+def test_no_token_ahead_is_a_number_too(new_sdk: str) -> None:
+    wrapped = QEFFAutoModelForCausalLM(world("qwen3")[0], True, TARGET)
+    wrapped.compile(device="reference", num_speculative_tokens=0, **CONTEXT, **SLOTS)
+    assert wrapped.compiled is not None and wrapped.compiled.spec.num_speculative_tokens == (0,)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("ahead", [1, 3, 7])
 def test_one_number_of_tokens_ahead(new_sdk: str, device: str, ahead: int) -> None:
