@@ -193,7 +193,8 @@ def locked(target: Path, *, shared: bool = False, on_wait: WaitHook | None = Non
 
 def _locked_file(path: Path, operation: int, target: Path, on_wait: WaitHook | None) -> IO[str]:
     """The lock file, open and locked. One that was removed while this process waited for it locks nothing: then there
-    is another, or none yet."""
+    is another, or none yet, and who was faster may be waited for again, which is told once."""
+    waiting = False
     while True:
         file = path.open("a")
         try:
@@ -202,7 +203,9 @@ def _locked_file(path: Path, operation: int, target: Path, on_wait: WaitHook | N
             except BlockingIOError:
                 if on_wait is None:
                     raise
-                on_wait(target)
+                if not waiting:
+                    on_wait(target)
+                waiting = True
                 fcntl.flock(file, operation)
             if _is_still(path, file):
                 return file

@@ -644,7 +644,7 @@ def test_nothing_stays(store: ArtifactStore, published: Path) -> None:
 
 
 def test_a_lock_whose_file_was_removed_is_none(tmp_path: Path) -> None:
-    """Who waited for it waits for the file that took its place."""
+    """Who waited for it waits for the file that took its place, and tells that it waits once."""
     target = tmp_path / "target"
     order: list[str] = []
 
@@ -652,13 +652,17 @@ def test_a_lock_whose_file_was_removed_is_none(tmp_path: Path) -> None:
         with publication.locked(target, on_wait=lambda _: order.append("waits")):
             order.append("has it")
 
-    with publication.locked(target):
-        thread = threading.Thread(target=second)
-        thread.start()
-        wait_until(lambda: order == ["waits"])
-        (tmp_path / f"{LOCK_PREFIX}target").unlink()
-        with publication.locked(target), pytest.raises(BlockingIOError), publication.locked(target):  # another file
-            pass
+    with contextlib.ExitStack() as another_file:
+        with publication.locked(target):
+            thread = threading.Thread(target=second)
+            thread.start()
+            wait_until(lambda: order == ["waits"])
+            (tmp_path / f"{LOCK_PREFIX}target").unlink()
+            another_file.enter_context(publication.locked(target))
+            with pytest.raises(BlockingIOError), publication.locked(target):
+                pass
+        thread.join(0.2)
+        assert thread.is_alive(), "it has a lock that another one holds"
     thread.join()
     assert order == ["waits", "has it"] and not list(tmp_path.iterdir())
 
