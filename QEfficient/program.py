@@ -40,11 +40,13 @@ _STATE_NAMES = {
     "recurrent": "recurrent_state",
     "tokens": "past_tokens",
 }
+_LATENT_NAMES = {"key": "compressed_kv", "value": "k_pe"}
 
 
-def state_name(kind: str, layer: int, index: int = 0, prefix: str | None = None) -> str:
+def state_name(kind: str, layer: int, index: int = 0, prefix: str | None = None, latent: bool = False) -> str:
     """The input name of a state: `past_key.3`, `conv_state.0_1`; a prefix marks keys and values (`past_key.3_abc`)."""
-    name = f"{_STATE_NAMES[kind]}.{layer}" + (f"_{index}" if index else "")
+    stem = _LATENT_NAMES[kind] if latent else _STATE_NAMES[kind]
+    name = f"{stem}.{layer}" + (f"_{index}" if index else "")
     return f"{name}_{prefix}" if prefix and kind in ("key", "value") else name
 
 

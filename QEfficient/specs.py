@@ -95,6 +95,16 @@ class ProjectionSpec:
 
 
 @dataclass(frozen=True)
+class LatentSpec:
+    """States of latent attention by the names of what they hold: a small vector of each token, and its rotary part."""
+
+    absorption: bool = False
+    """Attention on these vectors themselves; otherwise on the keys and values that are made from them in each run."""
+    fused: bool = True
+    """What makes keys is multiplied into the projection of queries before, and not into each query."""
+
+
+@dataclass(frozen=True)
 class ExportSpec:
     """Everything that changes the exported graph, besides the model itself."""
 
@@ -120,6 +130,7 @@ class ExportSpec:
     """How often the state holds each head of keys and values: so that several devices can share its heads evenly."""
     blocking: BlockingSpec | None = None
     """None: attention over all keys at once."""
+    latent: LatentSpec | None = None
 
     def __post_init__(self) -> None:
         if self.blocking is not None and self.blocking.is_automatic:

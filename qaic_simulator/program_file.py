@@ -96,7 +96,8 @@ def _cores(checked: Checked, arguments: Arguments) -> int:
 def network_descriptor(
     model: onnx.ModelProto, checked: Checked, imported: Imported, arguments: Arguments
 ) -> NetworkDescriptor:
-    """Inputs and outputs with the types and all the shapes that the device has for them."""
+    """Inputs and outputs with the types and all the shapes that the device has for them: where there is a choice, they
+    are listed."""
     half = arguments.has("convert-to-fp16")
     inputs, outputs = _in_binding_order(own_inputs(model.graph)), _in_binding_order(model.graph.output)
     keeps = arguments.has("retained-state")
@@ -109,7 +110,9 @@ def network_descriptor(
         inputs=tuple(_binding(value.name, types, imported.specializations, True) for value in inputs),
         outputs=tuple(_binding(value.name, types, imported.specializations, False) for value in outputs),
         num_cores=_cores(checked, arguments),
-        allowed_shapes=tuple(tuple(Shape(types[name], entry[name]) for name in types) for entry in shapes),
+        allowed_shapes=tuple(
+            tuple(Shape(types[name], entry[name]) for name in types) for entry in shapes if len(shapes) > 1
+        ),
     )
 
 

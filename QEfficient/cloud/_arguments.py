@@ -117,7 +117,7 @@ def _converted(flag: str, kind: type | None, value: str | None) -> Any:
     """The value of a device option: of the type that the option has, or of the type that it looks like. An `object` is
     a text or a bare flag, which true and false say too."""
     if value is None:
-        if kind in (int, str):
+        if kind in (int, float, str):
             raise UsageError(f"{flag} needs a value.")
         return True
     if kind is bool or (kind in (None, object) and value.lower() in ("true", "false")):
@@ -127,6 +127,11 @@ def _converted(flag: str, kind: type | None, value: str | None) -> Any:
             return int(value)
         except ValueError:
             raise UsageError(f"{flag} takes a whole number, not '{value}'.") from None
+    if kind is float:
+        try:
+            return float(value)
+        except ValueError:
+            raise UsageError(f"{flag} takes a number, not '{value}'.") from None
     return value
 
 
@@ -255,6 +260,7 @@ def _add_calls(parser: Parser) -> None:
         action="store_true",
         help="hold keys and values several times, so that the cards of --device-group share them evenly",
     )
+    add_latent(group)
 
 
 def add_projections(group: Any) -> None:
@@ -263,6 +269,15 @@ def add_projections(group: Any) -> None:
         "--projections",
         action="store_true",
         help="the program guesses tokens to try ahead, with the checkpoint's projections (speculator.safetensors)",
+    )
+
+
+def add_latent(group: Any) -> None:
+    """How models with latent attention attend."""
+    group.add_argument(
+        "--mla-absorption",
+        choices=("online", "fused"),
+        help="latent attention on what the states hold, no keys are made; fused: with larger weights for queries",
     )
 
 
@@ -297,6 +312,14 @@ def add_device(parser: Parser) -> None:
     group.add_argument("--mos", type=one_or_several, metavar="N", help="effort to keep data on a card's chip")
     group.add_argument("--aic-enable-depth-first", action="store_true", help="depth-first order on a card")
     group.add_argument("--allow-mxint8-mdp-io", action="store_true", help="MXINT8 between cards")
+    group.add_argument(
+        "--compiler-arg",
+        "--extra-compiler-args",
+        dest="extra_compiler_args",
+        action="append",
+        metavar="-name=value",
+        help="for a card's compiler as it is: --compiler-arg=-stats-level=20; once for each",
+    )
     add_simulate(group)
     group.add_argument("--enable-qnn", nargs="?", const=True, metavar="CONFIG", help="compile for a card with QNN")
 

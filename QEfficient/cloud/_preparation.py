@@ -26,11 +26,12 @@ logger = logging.getLogger(__name__)
 READ_IN_PART = ("comp_ctx_lengths_prefill", "comp_ctx_lengths_decode", "ccl_enabled")
 KINDS = (
     *READ_IN_PART, "num_speculative_tokens", "projections", "prefill_only", "include_sampler", "max_top_k_ids",
-    "replicate_kv_heads",
+    "replicate_kv_heads", "mla_absorption",
 )  # fmt: skip
 """Flags for other kinds of calls; a draft model has none of them."""
 CARD_OPTIONS = (
     "num_cores", "mxfp6_matmul", "mxint8_kv_cache", "mos", "aic_enable_depth_first", "allow_mxint8_mdp_io",
+    "extra_compiler_args",
 )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def model_name(arguments: argparse.Namespace) -> str:
 
 def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
     """The geometry, the kinds of calls and the device's options, validated."""
+    check_batch(arguments)
     chunk, usual = arguments.prefill_seq_len, USUAL.prefill_seq_len or 1
     plain = CompileSpec(
         arguments.batch_size,
@@ -87,6 +89,16 @@ def compile_spec(arguments: argparse.Namespace) -> CompileSpec:
         return shaped(plain, Shapes(**shapes(arguments)), read_qaic_config(qaic_config(arguments)))
     except NotImplementedError as error:  # as Qualcomm's library says what does not go together
         raise OptionError(str(error)) from None
+
+
+def check_batch(arguments: argparse.Namespace) -> None:
+    """Refuse two numbers of sequences that run together. Scripts of Qualcomm's library give a batch of 1 with any."""
+    rows, full = arguments.batch_size, arguments.full_batch_size
+    if full is not None and rows not in (None, 1, full):
+        raise UsageError(
+            f"--batch-size {rows} and --full-batch-size {full} both say how many sequences run together. Leave"
+            " --batch-size out, or give --full-batch-size alone for continuous batching."
+        )
 
 
 def shapes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -107,6 +119,9 @@ def qaic_config(arguments: argparse.Namespace) -> dict[str, Any]:
         config["speculative_model_type"] = TARGET
     if given(arguments, ("projections",)):
         config["speculative_model_type"] = PROJECTED
+    if given(arguments, ("mla_absorption",)):
+        online = arguments.mla_absorption == "online"
+        config["mla_absorption"] = {"cache_compressed": True, "absorption": True, "online": online}
     return config
 
 
@@ -295,7 +310,7 @@ def compile_onnx(arguments: argparse.Namespace, clock: StageClock) -> CompiledPr
     """A program compiled from its exported folder, without its model."""
     device, spec = chosen_device(arguments), compile_spec(arguments)
     device.own_options(spec.device_options)
-    made = given(arguments, ("include_sampler", "replicate_kv_heads", "projections"))
+    made = given(arguments, ("include_sampler", "replicate_kv_heads", "projections", "mla_absorption"))
     if made:
         flags = ", ".join("--" + name.replace("_", "-") for name in made)
         raise UsageError(f"{flags} shapes the graph, which --onnx-path names already. Export it so (export --help).")

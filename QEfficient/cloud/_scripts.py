@@ -24,12 +24,12 @@ def call(name: str, given: Mapping[str, Any]) -> None:
     command = load_command(name)
     try:
         arguments = command_parser(name, command, f"QEfficient.cloud.{name}.main").read(words)
+        if prompt is not None:
+            arguments.prompt = [prompt] if isinstance(prompt, str) else list(prompt)
+        with simulation(arguments):
+            command.run(arguments)
     except UsageError as error:
         raise OptionError(str(error)) from None
-    if prompt is not None:
-        arguments.prompt = [prompt] if isinstance(prompt, str) else list(prompt)
-    with simulation(arguments):
-        command.run(arguments)
 
 
 def _flag(keyword: str, value: Any) -> str:

@@ -48,12 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud import _generation as generation
     from QEfficient.cloud._compiled import find_compiled, output_folder, with_end
     from QEfficient.cloud._presentation import StageClock, document
+    from QEfficient.devices.handover import check_alike
 
     compiled = find_compiled(arguments.qpc_path)
     if arguments.simulate is not None:
         refuse_simulating(compiled.device, f"the program in {compiled.folder} is for {compiled.device}")
     prompts, sampling = generation.read_prompts(arguments), generation.sampling(arguments)
     prefill = find_compiled(arguments.prefill_qpc_path) if arguments.prefill_qpc_path else None
+    if prefill is not None:
+        check_alike(compiled, prefill)
     task = generation.Task(prompts, sampling, arguments.json, arguments.device_group, prefill)
     with StageClock(arguments.verbose) as clock:
         clock("load the tokenizer")

@@ -8,6 +8,7 @@ import sys
 from QEfficient.cloud._arguments import (
     Parser,
     add_export,
+    add_latent,
     add_model,
     add_projections,
     add_sampler_width,
@@ -38,6 +39,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--include-sampler", action="store_true", help="the program chooses the tokens itself")
     add_sampler_width(group)
     group.add_argument("--kv-head-copies", type=positive, metavar="N", help="hold each head of keys and values N times")
+    add_latent(group)
 
 
 def run(arguments: argparse.Namespace) -> int:

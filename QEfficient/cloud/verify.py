@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from QEfficient.cloud._generation import read_prompts
     from QEfficient.cloud._logging import quieten_libraries
     from QEfficient.cloud._preparation import (
+        check_batch,
         chosen_device,
         device_options,
         given,
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = read_prompts(arguments) if asked else None
     length = LENGTH if arguments.generation_len is None else arguments.generation_len
     SamplingParams(max_new_tokens=length)  # which refuses what is no length
+    check_batch(arguments)
     own, config = device_options(arguments), qaic_config(arguments)
     chosen_device(arguments).own_options(own)
     name = model_name(arguments)

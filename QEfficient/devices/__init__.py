@@ -322,6 +322,12 @@ class Device(ABC):
         """What of a compiled program's folder `compile` of the auto-classes names: all of it."""
         return folder
 
+    @classmethod
+    def packed_states(cls, compiled: CompiledProgram) -> Mapping[str, str]:
+        """The states that a program keeps in a form of the device's own, by input name, and what that is called: no
+        session but one of the same form can take them."""
+        return {}
+
     def for_scripts(self, custom_io: Path | None) -> Device | None:
         """This device as the old `compile` function of Qualcomm's library: it writes what scripts look for, by the
         names that they know. None where that function never compiled. `custom_io`: the user's own file of precisions.
@@ -378,6 +384,9 @@ class Device(ABC):
 
     def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse shapes that cannot be compiled with these options, before a program is made."""
+
+    def check_layers(self, layers: int, own: Mapping[str, Any]) -> None:  # noqa: B027
+        """Refuse a number of layers that cannot be divided as these options ask, before a program is made."""
 
     def check_graph(self, graph: GraphSpec, own: Mapping[str, Any]) -> None:  # noqa: B027
         """Refuse a graph that cannot be compiled with these options, before the work of writing it is done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from QEfficient.devices import Device, Session, Watch, get_device
-from QEfficient.devices.handover import with_prefill
+from QEfficient.devices.handover import check_alike, with_prefill
 from QEfficient.errors import OptionError
 from QEfficient.generation.decoding import Decoding
 from QEfficient.generation.decoding.selection import DecodingChoice, close_decoding, make_decoding
@@ -58,6 +58,8 @@ class OpenedProgram:
         What is open goes on with the decoding of this call: that of the model's own config (`usual_lookup`), where it
         can be, if none is wished for.
         """
+        if prefill is not None and (self._engine is None or prefill != self._prefill):
+            check_alike(self.compiled, prefill)
         if self._engine is not None and self._has_to_go(self._engine, device_ids, prefill, watch):
             self.close()
         if self._engine is None:

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.attention_variants import MASKED
+from QEfficient.transformers.latent import ABSORBED
 from QEfficient.transformers.retained_state import MaskRule, RetainedCache
 
 IMPLEMENTATION = "eager"
@@ -41,9 +42,12 @@ def attend(
     """One layer's attention: the retained operator if the keys come straight from the cache, else plain attention."""
     _refuse_unknown(module, kwargs)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
-    cache = RetainedCache.current
+    cache, absorbed = RetainedCache.current, getattr(module, ABSORBED, None)
     if cache is not None and cache.is_direct(key, value):
         output = cache.attend(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
+    elif absorbed is not None:
+        scores = absorbed.scores(query, key) * scale
+        output = absorbed.values(_weights(scores, attention_mask, float(softcap or 0.0), s_aux), value)
     else:
         output = _plain(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
     return output.transpose(1, 2).contiguous(), None
@@ -73,6 +77,14 @@ def _plain(
 ) -> torch.Tensor:
     groups = query.shape[1] // key.shape[1]
     scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scale
+    return _weights(scores, mask, softcap, sinks) @ value.repeat_interleave(groups, 1)
+
+
+def _weights(
+    scores: torch.Tensor, mask: torch.Tensor | None, softcap: float, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """How much of each value; in the type of the scores."""
+    dtype = scores.dtype
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
@@ -83,7 +95,7 @@ def _plain(
         weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)
-    return weights.to(query.dtype) @ value.repeat_interleave(groups, 1)
+    return weights.to(dtype)
 
 
 def mask(

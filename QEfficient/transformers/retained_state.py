@@ -53,6 +53,8 @@ class StatePlan:
     """Whether the keys reach the attention function untouched; else the buffer is written and handed back whole."""
     copies: int = 1
     """How often each head is held, one beside the other."""
+    latent: bool = False
+    """Keys and values are made from it, and it goes by the name of what it is."""
 
     @property
     def window(self) -> int | None:

@@ -71,7 +71,7 @@ def causal_signature(
     for plan in plans:
         length = _window_symbol(plan, taken) if plan.rolling else "ctx_len"
         shape = (slots, *(length if size is None else size for size in plan.shape))
-        name = state_name(plan.kind, plan.layer, plan.index, spec.kv_cache_prefix)
+        name = state_name(plan.kind, plan.layer, plan.index, spec.kv_cache_prefix, plan.latent)
         states.append(StateSpec(TensorSpec(name, dtype_name(plan.dtype), shape), plan.kind, plan.layer, plan.window))
     kept = KEPT_LOGITS if spec.several_logits else 1
     each = () if spec.projections is None else (1 + spec.projections.heads,)

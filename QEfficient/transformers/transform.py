@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from QEfficient.errors import UnsupportedModelError, first_line
-from QEfficient.specs import ExportSpec
-from QEfficient.transformers import attention, mixers, rotary
+from QEfficient.specs import ExportSpec, LatentSpec
+from QEfficient.transformers import attention, latent, mixers, rotary
 from QEfficient.transformers.families import adapt, families_of
 from QEfficient.transformers.observe import accepts, observe
 from QEfficient.transformers.replay import Replay, ReplayModule
@@ -140,6 +140,17 @@ def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> 
         )
 
 
+def with_latent_states(
+    retained: RetainedModule | ReplayModule, spec: LatentSpec | None
+) -> RetainedModule | ReplayModule:
+    """Let latent attention show what it retains, and attend to it as it is if that is asked for. Changes `retained`."""
+    retained.plans = latent.named(retained.plans, retained.model, spec)
+    if spec is not None and spec.absorption and isinstance(retained, RetainedModule):
+        latent.absorb(retained.model, spec.fused)
+        _rehearse(retained)
+    return retained
+
+
 def transform_names(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> tuple[str, ...]:
     """What was done to the model before it is traced, in order: for the records of what a program was made from."""
     families = [f"{family.__name__.rpartition('.')[2]}.{adapt.__name__}" for family in families_of(retained.model)]
@@ -149,6 +160,7 @@ def transform_names(retained: RetainedModule | ReplayModule, spec: ExportSpec) -
         "choose_tokens": spec.sampler is not None,
         "Projections": spec.projections is not None,
         "blocked_attention": spec.blocking is not None,
+        latent.absorb.__name__: spec.latent is not None and spec.latent.absorption,
     }
     return (install_seams.__name__, *families, type(retained).__name__, *(name for name, done in asked.items() if done))
 

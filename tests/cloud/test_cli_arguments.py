@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from QEfficient.cloud._arguments import UsageError
+from QEfficient.cloud._preparation import device_options
 from QEfficient.cloud.main import command_names, command_parser, load_command
 from QEfficient.errors import OptionError
 from QEfficient.specs import SamplingParams
@@ -61,6 +62,12 @@ def test_flags_of_qualcomms_library_in_both_spellings(command: str, flag: str, v
     assert dashes == underscores == joined != vars(read(command, *needed))
 
 
+def test_arguments_for_the_compiler_alone() -> None:
+    words = ["--compiler-arg=-stats-level=20", "--compiler_arg=-time-passes", "--extra-compiler-args=-x=a_b"]
+    told = device_options(read("infer", "model", *words))
+    assert told == {"extra_compiler_args": ["-stats-level=20", "-time-passes", "-x=a_b"]}
+
+
 def test_values_keep_their_underscores() -> None:
     arguments = read("infer", "some_model", "--prompt", "-- a_b --c_d", "--model_name=other_model")
     assert (arguments.model, arguments.prompt, arguments.model_name) == ("some_model", "-- a_b --c_d", "other_model")
@@ -82,6 +89,8 @@ def test_names_may_stand_anywhere() -> None:
         (["--io-encrypt"], {"io_encrypt": True}),
         (["--io_encrypt", "true", "model"], {"io_encrypt": True}),
         (["--io-encrypt=false"], {"io_encrypt": False}),
+        (["--vtcm-working-set-limit-ratio", "0.5"], {"vtcm_working_set_limit_ratio": 0.5}),
+        (["--percentile_calibration_value=99"], {"percentile_calibration_value": 99.0}),
         (["--some-new-option", "-3"], {"some_new_option": -3}),
         (["--some-new-switch", "--another", "x"], {"some_new_switch": True, "another": "x"}),
     ],
@@ -117,6 +126,7 @@ def test_a_misspelt_flag_is_refused_with_a_suggestion(command: str, wrong: str, 
         (["export", "--num-threads", "4"], "does not know the flag --num-threads"),
         (["infer", "--num-threads"], "--num-threads needs a value"),
         (["infer", "--num-threads", "many"], "takes a whole number, not 'many'"),
+        (["infer", "--vtcm-working-set-limit-ratio", "half"], "takes a number, not 'half'"),
         (["infer", "--ctx-len", "many"], "invalid int value: 'many'"),
         (["infer", "--device-group", "x"], "a list of numbers"),
         (["infer", "--logit-bias", "5"], "a token id and a number such as 15=-2.5 is expected, not '5'"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Cli, Home, Result
 from transformers import AutoModelForCausalLM
 
 from qaic_simulator.profiles import SDKS
+from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.artifacts import ArtifactStore
 from QEfficient.cloud import infer
 from QEfficient.cloud._generation import sampling
+from QEfficient.cloud._preparation import compile_spec
 from QEfficient.cloud.main import command_parser
 from QEfficient.devices.cloud_ai_100.qnn.tools import ROOT_VARIABLE as QNN_VARIABLE
 from QEfficient.devices.cloud_ai_100.sdk import (
@@ -23,7 +26,8 @@ from QEfficient.devices.cloud_ai_100.sdk import (
     SIMULATOR_VARIABLE,
     simulated_root,
 )
-from QEfficient.verification.tiny_models import tiny_config
+from QEfficient.errors import OptionError
+from QEfficient.verification.tiny_models import tiny_config, tiny_model
 
 SHAPE = ("--ctx-len", 32, "--prompt-len", 8)
 
@@ -62,6 +66,16 @@ def nothing_made(home: Path) -> bool:
         (["--device-group=[-1]"], 2, "cards have numbers from 0 on, but '[-1]' has -1"),
         (["--device-group", "[0,1]", "--num-devices", "4"], 2, "--num-devices is 4, but --device-group names 2 (0, 1)"),
         (["--device-group", "[0,1,2]", "--mdp-num-partitions", "2"], 1, "the program is compiled for 2. Give as many"),
+        (["--device-group", "[0,1,2]"], 1, "num_devices is 3, but a layer is shared by 1, 2, 4, 8 or 16 devices"),
+        (["--num-devices", "3", "--enable-qnn"], 1, "num_devices is 3, but a layer is shared by 1, 2, 4, 8 or 16"),
+        (["--num-devices", "6", "--mdp-num-partitions", "2"], 1, "6, which gives 3 to each of 2 mdp_num_partitions"),
+        (["--num-devices", "3", "--mdp-num-partitions", "3"], 1, "2 layers cannot be spread over 3 partitions. Choose"),
+        (["--dump-profile", "p.yaml"], 1, "dump_profile does not go with a program exported in float32"),
+        (
+            ["--batch-size", "2", "--full-batch-size", "4"],
+            2,
+            "--batch-size 2 and --full-batch-size 4 both say",
+        ),
         (["--logit-bias", "99999=1"], 1, "--logit-bias names the token 99999, but the model has 256 tokens (0 to 255)"),
         (["--stop-token-ids", "2,256"], 1, "--stop-token-ids names the token 256, but the model has"),
         (["--stop", ""], 2, "a text is expected, but it is empty"),
@@ -73,6 +87,86 @@ def nothing_made(home: Path) -> bool:
 def test_on_a_card(cli: Cli, scratch: Path, model_folder: Path, words: list[str], code: int, message: str) -> None:
     result = cli("infer", model_folder, *SHAPE, "--simulate", "--prompt", "x", *words)
     assert message in refused(result, code)
+    assert nothing_made(scratch)
+
+
+def test_a_batch_of_one_beside_continuous_batching() -> None:
+    """Scripts of Qualcomm's library give it, and it contradicts nothing; nor does the same number twice."""
+    for rows in ("1", "4"):
+        arguments = command_parser("infer", infer, "infer").read(["--batch_size", rows, "--full_batch_size", "4"])
+        assert compile_spec(arguments).decode_rows == 4
+    with pytest.raises(OptionError, match="--batch-size 2 and --full-batch-size 4 both say"):
+        infer.main("demo", 16, prompt="x", batch_size=2, full_batch_size=4)
+
+
+@pytest.mark.parametrize("verb", ["compile", "verify", "chat"])
+def test_every_command_refuses(cli: Cli, scratch: Path, model_folder: Path, verb: str) -> None:
+    three = cli(verb, model_folder, "--simulate", "--device-group", "[0,1,2]")
+    assert "num_devices is 3, but a layer is shared by" in refused(three, 1)
+    batches = cli(verb, model_folder, "--simulate", "--batch-size", 3, "--full-batch-size", 2)
+    assert "--batch-size 3 and --full-batch-size 2 both say" in refused(batches, 2)
+    assert nothing_made(scratch)
+
+
+def partition(*devices: int, **more: Any) -> dict[str, Any]:
+    return {"name": "P", "devices": [{"deviceId": number, "numCores": 16} for number in devices], **more}
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        ({"partitions": [partition(0, 1, 2)]}, ["--mdp-load-partition-config"], "gives 3 devices to the partition 'P'"),
+        (
+            {},
+            ["--mdp-strategy", "intersection", "--mdp-compiler-dump-path"],
+            "is no file of partitions: an object",
+        ),
+        (
+            {"qnn_compilation_backend": {"graph_names": ["mine"]}},
+            ["--enable-qnn"],
+            "'graph_names' to ['mine'], but the program and its options ask for ['model_configuration_1', 'model_con",
+        ),
+        (
+            {"qnn_compilation_backend": {"compiler_retained_state": False}},
+            ["--enable-qnn"],
+            "'compiler_retained_state' to False, but the program and its options ask for True",
+        ),
+        (
+            {"partitions": [partition(0, 1, 2)]},
+            ["--enable-qnn", "--mdp-load-partition-config"],
+            "gives 3 devices to one partition, but a layer is shared by",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_files_say(
+    cli: Cli, scratch: Path, model_folder: Path, tmp_path: Path, content: Any, words: list[str], message: str
+) -> None:
+    (tmp_path / "file.json").write_text(json.dumps(content))
+    result = cli("infer", model_folder, *SHAPE, "--simulate", "--prompt", "x", *words, tmp_path / "file.json")
+    assert message in refused(result, 1)
+    assert nothing_made(scratch)
+
+
+@pytest.mark.parametrize(
+    ("argument", "more"),
+    [
+        ("-aic-num-cores=4", {}),
+        ("-convert-to-fp16", {}),
+        ("-retained-state", {}),
+        ("-custom-IO-list-file=mine.yaml", {}),
+        ("-mdp-load-partition-config=mine.json", {"num_devices": 2}),
+        ("-mos=2", {"mos": 1}),
+    ],
+)
+def test_what_the_compiler_would_be_told_twice(
+    scratch: Path, argument: str, more: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SIMULATOR_VARIABLE, "1")
+    model = QEFFAutoModelForCausalLM(tiny_model("llama"))
+    said = f"would be told '{argument.partition('=')[0]}' twice. Leave it out of extra_compiler_args"
+    with pytest.raises(OptionError, match=said):
+        model.compile(device="cloud_ai_100", ctx_len=32, prefill_seq_len=8, extra_compiler_args=[argument], **more)
     assert nothing_made(scratch)
 
 

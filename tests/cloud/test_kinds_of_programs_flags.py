@@ -177,7 +177,7 @@ def test_an_exported_file_is_compiled_for_them(cli: Cli, home: Home) -> None:
     assert "--include-sampler, --replicate-kv-heads shapes the graph, which --onnx-path names" in refused.error
 
 
-def test_two_programs_that_hand_over(cli: Cli, home: Home) -> None:
+def test_two_programs_that_hand_over(cli: Cli, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = answer(cli("infer", home.model, *GEOMETRY, *PROMPT))
     prefill, decode = (
         compiled(cli("compile", home.model, *GEOMETRY, flag)) for flag in ("--prefill-only", "--decode-only")
@@ -188,6 +188,7 @@ def test_two_programs_that_hand_over(cli: Cli, home: Home) -> None:
     other = compiled(
         cli("compile", home.model, *GEOMETRY[:2], "--ctx-len", "32", "--prompt-len", "8", "--prefill-only")
     )
+    monkeypatch.setattr("QEfficient.cloud.execute._tokenizer", lambda *_: pytest.fail("it is refused before"))
     refused = cli("execute", "--qpc-path", decode.folder, "--prefill-qpc-path", other.folder, *PROMPT)
     assert "compiled for ctx_len 32, that for decoding for 64" in refused.error
 

@@ -107,8 +107,6 @@ def test_full_batch_size_means_continuous_batching(llama: Any) -> None:
 
 
 def test_what_needs_the_card_is_not_pretended(llama: Any) -> None:
-    with pytest.raises(NotImplementedError, match="mla_absorption"):
-        QEFFAutoModelForCausalLM(llama, qaic_config={"mla_absorption": {"cache_compressed": True}})
     with pytest.raises(OptionError, match="num_speculative_tokens needs a model"):
         QEFFAutoModelForCausalLM(llama).compile(num_speculative_tokens=3)
     with pytest.raises(NotImplementedError, match="decode_only"):

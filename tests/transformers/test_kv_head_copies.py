@@ -107,6 +107,16 @@ def test_another_number_of_devices_is_exported_anew() -> None:
     assert states(wrapped)[0].tensor.name == "past_key.0_abc", "what the export was told stays"
 
 
+def test_what_a_program_was_asked_for_can_be_taken_back() -> None:
+    wrapped = QEFFAutoModelForCausalLM(model())
+    folders = []
+    for asked in ({"use_onnx_subfunctions": True}, {}, {"use_onnx_subfunctions": False}):
+        wrapped.compile(device="reference", **GEOMETRY, **asked)
+        folders.append(wrapped.onnx_path)
+    assert folders[0] == folders[1] != folders[2]
+    assert folders[2] == QEFFAutoModelForCausalLM(model()).export()
+
+
 def test_contexts_that_are_read_in_part_are_exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped = QEFFAutoModelForCausalLM(model())
     plain = wrapped.export()

@@ -5,6 +5,7 @@ options                 what `compile` can be told, checked, and how the compile
 command                 the command line
 specializations_file    specializations.json: the shapes of one program
 custom_io               custom_io.yaml: the precision of the state
+precisions              in which a compiled program keeps its state
 partitions              mdp_*.json: several devices
 qconfig                 qconfig.json: what a program was made from, for people
 container               programqpc.bin: what the compiler wrote, read without the SDK
@@ -33,10 +34,12 @@ from pathlib import Path
 from typing import Any
 
 from QEfficient.devices import Accuracy, Device, Session, Watch
+from QEfficient.devices.cloud_ai_100 import command
 from QEfficient.devices.cloud_ai_100.command import OldNames
 from QEfficient.devices.cloud_ai_100.container import BINARY
+from QEfficient.devices.cloud_ai_100.custom_io import check_blocks
 from QEfficient.devices.cloud_ai_100.opened import find_binary
-from QEfficient.devices.cloud_ai_100.options import OPTION_TYPES, READ_FILES, read_options
+from QEfficient.devices.cloud_ai_100.options import OPTION_TYPES, READ_FILES, read_options, said
 from QEfficient.devices.cloud_ai_100.sdk import find_sdk, is_simulated, sdk_root
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec
@@ -91,19 +94,26 @@ class CloudAI100(Device):
         """Qualcomm's scripts want the folder with the container itself."""
         return find_binary(folder) or folder / BINARY
 
+    @classmethod
+    def packed_states(cls, compiled: CompiledProgram) -> Mapping[str, str]:
+        from QEfficient.devices.cloud_ai_100.precisions import packed_states
+
+        return packed_states(compiled)
+
     def for_scripts(self, custom_io: Path | None) -> Device:
         if custom_io is not None and not custom_io.is_file():
             raise OptionError(f"custom_io_file_path names the file {custom_io}, which does not exist.")
         return CloudAI100(OldNames(custom_io))
 
     def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        from QEfficient.devices.cloud_ai_100 import compilation
+        from QEfficient.devices.cloud_ai_100 import compilation, partitions
         from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
+        given = partitions.with_cores_of_file(given)
         options = compilation.check_options(given)
         if options.enable_qnn:
             qnn_compilation.check_options(options)
-        return {name: value for name, value in given.items() if value is not None and name != "compile_only"}
+        return said(given)
 
     def ingredients(self, own: Mapping[str, Any]) -> Mapping[str, Any]:
         sdk, options = find_sdk(), read_options(own)
@@ -159,16 +169,27 @@ class CloudAI100(Device):
         return dtype if takes(dtype, read_options(own)) else "float32"
 
     def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:
-        from QEfficient.devices.cloud_ai_100.qnn.files import check_specializations
+        from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
-        if own.get("enable_qnn"):
-            check_specializations(spec.specializations())
+        options = read_options(own)
+        if options.enable_qnn:
+            qnn_compilation.check_calls(spec.specializations(), options)
+
+    def check_layers(self, layers: int, own: Mapping[str, Any]) -> None:
+        from QEfficient.devices.cloud_ai_100.partitions import layers_per_partition
+
+        layers_per_partition(layers, read_options(own).mdp_num_partitions)
 
     def check_graph(self, graph: GraphSpec, own: Mapping[str, Any]) -> None:
-        from QEfficient.devices.cloud_ai_100.custom_io import check_blocks
+        from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
-        if own.get("mxint8_kv_cache"):
+        options = read_options(own)
+        if options.mxint8_kv_cache:
             check_blocks(graph)
+        if options.enable_qnn:
+            qnn_compilation.check_graph(graph, options)
+        else:
+            command.check_graph(graph, options, find_sdk())
 
     def stored_program(self, compiled: CompiledProgram, folder: Path) -> ExportedProgram | None:
         from QEfficient.devices.cloud_ai_100.stored_program import with_stored_weights

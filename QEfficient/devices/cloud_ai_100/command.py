@@ -11,9 +11,12 @@ from QEfficient.devices.cloud_ai_100 import custom_io, partitions, specializatio
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, render
 from QEfficient.devices.cloud_ai_100.sdk import HARDWARE, Sdk
 from QEfficient.errors import OptionError
+from QEfficient.program import GraphSpec
 
 REPEATABLE = ("-onnx-define-symbol", "-register-custom-op")
 SUB_FUNCTIONS = "sub_functions"
+CUSTOM_IO = "-custom-IO-list-file="
+"""Behind it stands the file with the precision of each state."""
 LEGACY_FIRST = ("mos", "aic_enable_depth_first", "allow_mxint8_mdp_io")
 """Options with a place of their own in the command of the old `compile` function, in its order."""
 
@@ -110,7 +113,7 @@ class Compilation:
 
     @property
     def custom_io(self) -> list[str]:
-        return [f"-custom-IO-list-file={self.files.custom_io}"] if self.files.custom_io else []
+        return [f"{CUSTOM_IO}{self.files.custom_io}"] if self.files.custom_io else []
 
     @property
     def given_partitions(self) -> list[str]:
@@ -194,6 +197,22 @@ def legacy_command(asked: Compilation) -> list[str]:
         *asked.given_partitions, *asked.slices,
         *asked.passed(without=LEGACY_FIRST), *asked.as_functions,
     ])  # fmt: skip
+
+
+def check_graph(graph: GraphSpec, options: CompilerOptions, sdk: Sdk) -> None:
+    """Refuse what the compiler could not be told of a graph, before that is written. Whether it will have functions is
+    not known yet."""
+    dtype = _dtype(graph)
+    written = custom_io.custom_io_text(graph, dtype, options.mxint8_kv_cache) is not None
+    files = Files.within(Path(), Path("graph.onnx"), options.num_devices, written)
+    files = files.with_pipeline(options) if options.is_pipeline else files
+    command(Compilation(sdk, files, options, dtype=dtype, retained_state=bool(graph.states)))
+
+
+def _dtype(graph: GraphSpec) -> str:
+    """Of the program with this graph. What a layer sums up over time may be kept in float32 beside bfloat16."""
+    found = [tensor.dtype for tensor in graph.all_outputs if tensor.dtype not in custom_io.WHOLE_NUMBERS]
+    return "bfloat16" if "bfloat16" in found else next(iter(found), "float32")
 
 
 def _loaded(path: Path | None) -> list[str]:

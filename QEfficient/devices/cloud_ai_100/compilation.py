@@ -77,6 +77,8 @@ def check_options(given: Mapping[str, Any]) -> CompilerOptions:
             partitions.check_number(path, options.num_devices)
         if not options.enable_qnn:  # whose file has no cores
             partitions.check_file(path, options.num_cores)
+    if options.mdp_strategy == "intersection":
+        partitions.check_dump(Path(str(options.mdp_compiler_dump_path)))
     return options.with_whole_paths()
 
 

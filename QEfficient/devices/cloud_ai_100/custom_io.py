@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from QEfficient.errors import OptionError
 from QEfficient.program import GraphSpec, StateSpec
 
@@ -12,6 +14,7 @@ CACHE = ("key", "value")
 BLOCK = 32
 """Numbers that share an exponent in such a state: its last dimension is a multiple."""
 WHOLE_NUMBERS = ("int64", "int32", "bool")
+ENTRY = re.compile(r"IOName:[ \t]*(\S+)\s+Precision:[ \t]*(\S+)")
 
 
 def computed_in(dtype: str) -> str:
@@ -28,12 +31,23 @@ def custom_io_text(graph: GraphSpec, dtype: str, mxint8: bool = False) -> str | 
     return "".join(_entries(state, precision) for state, precision in precisions)
 
 
+def block_floats(graph: GraphSpec) -> dict[str, str]:
+    """The states of which `mxint8_kv_cache` decides the precision, which is named behind."""
+    precisions = {state.input.name: _precision(state, "", mxint8=True) for state in graph.states if _is_float(state)}
+    return {name: precision for name, precision in precisions.items() if precision == BLOCK_FLOAT}
+
+
+def read_precisions(text: str) -> dict[str, str]:
+    """What a file says of inputs and outputs, whoever wrote it."""
+    return dict(ENTRY.findall(text))
+
+
 def check_blocks(graph: GraphSpec) -> None:
     """Refuse keys and values that cannot be kept in blocks."""
+    kept = block_floats(graph)
     for state in graph.states:
         width = state.tensor.shape[-1]
-        kept = _is_float(state) and _precision(state, "", mxint8=True) == BLOCK_FLOAT
-        if kept and isinstance(width, int) and width % BLOCK:
+        if state.input.name in kept and isinstance(width, int) and width % BLOCK:
             raise OptionError(
                 f"mxint8_kv_cache keeps numbers in blocks of {BLOCK}, but {state.input.name} of this model has {width}"
                 " for each head and token, which are no whole blocks. Leave mxint8_kv_cache out."

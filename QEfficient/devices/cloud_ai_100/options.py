@@ -25,6 +25,8 @@ CORES = 16
 """Of one device."""
 DEVICES = 16
 """Most devices that reach one another."""
+SHARING = tuple(2**power for power in range(DEVICES.bit_length()))
+"""How many devices can share a layer, each with a slice of its tensors."""
 
 
 def _refuse(name: str, expected: str, value: Any) -> OptionError:
@@ -270,6 +272,12 @@ class CompilerOptions:
         return self.mdp_num_partitions > 1
 
     @property
+    def sharing(self) -> int:
+        """How many devices share a layer by a file that we write; what is left over in a pipeline stays idle."""
+        written = self.slices_tensors or self.is_pipeline
+        return self.num_devices // self.mdp_num_partitions if written else 1
+
+    @property
     def names_nodes(self) -> bool:
         """Whether a file with names of nodes is read or written: each node has one then, the same in all such files."""
         return self.is_pipeline or self.mdp_load_partition_config is not None or self._dumps_partitions
@@ -311,7 +319,34 @@ def read_options(given: Mapping[str, Any]) -> CompilerOptions:
         elif value is not None and (name, value) != CHOSEN_BY_COMPILER:
             passed[name] = _kind(name)(name, value)
     _check_together({**fields, **passed})
-    return CompilerOptions(**fields, passed=tuple(passed.items()))
+    options = CompilerOptions(**fields, passed=tuple(passed.items()))
+    asked = f"num_devices is {options.num_devices}"
+    if options.is_pipeline:
+        asked += f", which gives {options.sharing} to each of {options.mdp_num_partitions} mdp_num_partitions"
+    check_sharing(options.sharing, asked)
+    return options
+
+
+def said(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of these options is not so anyway: equal compilations are told equal things."""
+    usual = vars(CompilerOptions()).items()
+    return {
+        spelt: value
+        for spelt, value in given.items()
+        if value is not None
+        and value is not False
+        and (name := spelt.replace("-", "_")) != DROPPED
+        and (name, value) not in (*usual, CHOSEN_BY_COMPILER)
+    }
+
+
+def check_sharing(devices: int, asked: str) -> None:
+    """Refuse a number of devices that layers are not sliced over. `asked`: who wants how many."""
+    if devices not in SHARING:
+        raise OptionError(
+            f"{asked}, but a layer is shared by {', '.join(map(str, SHARING[:-1]))} or {SHARING[-1]} devices. Take as"
+            " many, or have devices take layers of their own, with other partitions (mdp_num_partitions)."
+        )
 
 
 @functools.cache
@@ -339,7 +374,8 @@ def _kind(name: str) -> Kind:
         known = (*CONSUMED, *PASSED, EXTRA)
         raise OptionError(
             f"device 'cloud_ai_100' does not know the option '{name}'.{did_you_mean(name, known)}"
-            f" An option that only the compiler knows goes into {EXTRA}, as the compiler spells it."
+            f" An option that only the compiler knows goes into {EXTRA}, as the compiler spells it"
+            " (--compiler-arg=-name=value)."
         )
     return PASSED[name]
 

@@ -4,11 +4,11 @@ the program is loaded."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES, CompilerOptions
+from QEfficient.devices.cloud_ai_100.options import CORES, DEVICES, CompilerOptions, check_sharing
 from QEfficient.errors import OptionError
 
 CONNECTION_TYPE = "p2p"
@@ -70,6 +70,9 @@ def check_file(path: Path, cores: int) -> None:
     numbers = sorted(_device_ids(partitions))
     if numbers != list(range(len(numbers))) or len(numbers) > DEVICES:
         raise _refusal(path, f"devices are 0, 1, 2 and so on, {DEVICES} at most, each in one partition, not {numbers}")
+    for partition in partitions:
+        shared = len(partition["devices"])
+        check_sharing(shared, f"{path} gives {shared} devices to the partition '{partition['name']}'")
     if not _is_list(joined, _is_connection) or not all(set(numbers).issuperset(one["devices"]) for one in joined):
         raise _refusal(path, "each connection has 'devices', which are those of partitions, and 'type': 'p2p'")
     given = sorted({device["numCores"] for partition in partitions for device in partition["devices"]})
@@ -91,6 +94,20 @@ def check_number(path: Path, devices: int) -> None:
         )
 
 
+def with_cores_of_file(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options, with the number of cores that a user's own file says, where nothing else says one. What is wrong with
+    the file is said by who looks at all of it."""
+    path, cores = given.get("mdp_load_partition_config"), given.get("num_cores", given.get("num-cores"))
+    if path is None or cores is not None or given.get("enable_qnn"):
+        return given
+    try:
+        devices = [device for partition in _read(Path(path))["partitions"] for device in partition["devices"]]
+        numbers = {device["numCores"] for device in devices if _is_device(device)}
+    except (OptionError, KeyError, TypeError):
+        return given
+    return {**given, "num_cores": numbers.pop()} if len(numbers) == 1 else given
+
+
 def devices_of(options: CompilerOptions) -> int:
     """On how many devices a program runs that is compiled with these options."""
     if options.mdp_load_partition_config:
@@ -103,6 +120,11 @@ def devices_of(options: CompilerOptions) -> int:
 def devices_in(path: Path) -> int:
     """How many devices a file that was checked, or written here, is for."""
     return len(_device_ids(_read(path)["partitions"]))
+
+
+def check_dump(path: Path) -> None:
+    """Refuse a file that `only_known` could not read."""
+    _read(path)
 
 
 def only_known(node_lists: Sequence[Sequence[str]], path: Path) -> list[list[str]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from QEfficient.devices import Device
 from QEfficient.errors import OptionError, did_you_mean
-from QEfficient.specs import PROJECTED, BlockingSpec, CompileSpec, SamplerSpec, check_compute_contexts
+from QEfficient.specs import PROJECTED, BlockingSpec, CompileSpec, LatentSpec, SamplerSpec, check_compute_contexts
 from QEfficient.transformers.models import blocking
 from QEfficient.transformers.models.compute_contexts import automatic_lists, of_phases, unreached
 
+logger = logging.getLogger(__name__)
+
 TARGET = "target"
 SPECULATIVE_MODEL_TYPES = (TARGET, PROJECTED)
-NOT_YET = "is not supported by this release"
-LATER = ("mla_absorption",)
+LATENT, LATENT_KEYS = "mla_absorption", ("cache_compressed", "absorption", "online")
 SAMPLER = ("include_sampler", "return_pdfs", "include_guided_decoding", "max_top_k_ids")
 PROJECTIONS_PLACE = "pretrained_model_name_or_path"
 SILENT = (PROJECTIONS_PLACE, *blocking.KEYS)
@@ -32,6 +34,7 @@ class CardConfig:
     replicate_kv_heads: bool = False
     sampler: SamplerSpec | None = None
     blocking: BlockingSpec | None = None
+    latent: LatentSpec | None = None
     projections: bool = False
     """A target that guesses by itself, with projections that lie beside its weights."""
     projections_place: str | None = None
@@ -39,14 +42,12 @@ class CardConfig:
 
 
 def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
-    """Refuses misspelt keys, with a suggestion, and what no program of ours does yet."""
-    known = ("speculative_model_type", "ccl_enabled", "replicate_kv_heads", blocking.ENABLE, *SAMPLER, *LATER, *SILENT)
+    """Refuses misspelt keys, with a suggestion."""
+    known = ("speculative_model_type", "ccl_enabled", "replicate_kv_heads", blocking.ENABLE, LATENT, *SAMPLER, *SILENT)
     used = {key: value for key, value in (given or {}).items() if value not in (None, False)}
     for key in used:
         if key not in known:
             raise OptionError(f"qaic_config does not know '{key}'.{did_you_mean(key, known)}")
-        if key in LATER:
-            raise NotImplementedError(f"qaic_config['{key}'] {NOT_YET}.")
     kind = used.get("speculative_model_type")
     if kind is not None and kind not in SPECULATIVE_MODEL_TYPES:
         raise OptionError(
@@ -60,6 +61,7 @@ def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
         bool(used.get("replicate_kv_heads")),
         _sampler(used),
         blocking.read_blocking(given or {}),
+        _latent(used.get(LATENT)),
         kind == PROJECTED,
         used.get(PROJECTIONS_PLACE),
     )
@@ -73,6 +75,23 @@ def _sampler(used: Mapping[str, Any]) -> SamplerSpec | None:
         return None
     widest = used.get("max_top_k_ids", SamplerSpec.max_top_k_ids)
     return SamplerSpec(widest, bool(used.get("return_pdfs")), bool(used.get("include_guided_decoding")))
+
+
+def _latent(given: Any) -> LatentSpec | None:
+    """What `mla_absorption` asks for; `online`: by each query, not by their projection, which is larger then."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise OptionError(f"qaic_config['{LATENT}'] must be a dict of {', '.join(LATENT_KEYS)}, not {given!r}.")
+    for key, value in given.items():
+        if key not in LATENT_KEYS:
+            raise OptionError(f"qaic_config['{LATENT}'] does not know '{key}'.{did_you_mean(str(key), LATENT_KEYS)}")
+        if not isinstance(value, bool):
+            raise OptionError(f"qaic_config['{LATENT}']['{key}'] must be True or False, not {value!r}.")
+    if not given.get("cache_compressed"):
+        logger.warning("qaic_config['%s'] has no effect: its 'cache_compressed' is not True.", LATENT)
+        return None
+    return LatentSpec(given.get("absorption", False), not given.get("online", False))
 
 
 def kv_head_copies(config: Any, devices: int) -> int:

@@ -32,6 +32,12 @@ def _class_name(source: ModelSource) -> str:
     return str(mapped or (source.config.architectures or [""])[0])
 
 
+def layers_in(config: Any) -> int:
+    """How many layers a model has; 0 where its config does not say."""
+    text = config.get_text_config()
+    return int(getattr(text, "num_hidden_layers", None) or getattr(text, "decoder_layers", None) or 0)
+
+
 def causal_facts(source: ModelSource) -> ModelFacts:
     """What the rest of the way needs to know; refuses classes that are no causal language models."""
     name = _class_name(source)

@@ -24,18 +24,18 @@ from QEfficient.graph.exporter import Source
 from QEfficient.program import GraphSpec
 from QEfficient.specs import BlockingSpec, CompileSpec, ExportSpec, SamplingParams
 from QEfficient.transformers.checkpoint import Sink
+from QEfficient.transformers.latent import AbsorbedWeights
 from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.card_options import (
-    NOT_YET,
     Shapes,
     check_device,
     graph_options,
     read_qaic_config,
     shaped,
 )
-from QEfficient.transformers.models.causal_facts import causal_facts
+from QEfficient.transformers.models.causal_facts import causal_facts, layers_in
 from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
 from QEfficient.transformers.models.inputs import Prompts, by_position, read_prompts
 from QEfficient.transformers.models.projected import open_projections
@@ -45,7 +45,14 @@ from QEfficient.transformers.models.scripted import ScriptedModel
 from QEfficient.transformers.models.verbatim_shapes import check_symbols, shapes_of, verbatim_spec
 from QEfficient.transformers.retained_module import RetainedModule, width_of
 from QEfficient.transformers.signature import causal_signature, torch_dtype
-from QEfficient.transformers.transform import check_steered, retain, transform_names, weight_aliases, with_copied_heads
+from QEfficient.transformers.transform import (
+    check_steered,
+    retain,
+    transform_names,
+    weight_aliases,
+    with_copied_heads,
+    with_latent_states,
+)
 
 LATER_OPTIONS = ("decode_only",)
 """Options of Qualcomm's library that nothing of ours does; refused when they are used."""
@@ -166,6 +173,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
             projections=None if self._projections is None else self._projections.spec,
             sampler=self._card.sampler,
             blocking=asked["blocking"] or self._card.blocking,
+            latent=self._card.latent,
         )
         make = partial(self._prepare, spec, check_graph)
         folder = asked["export_dir"]
@@ -179,6 +187,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         skeleton, mode = replace(self._source, dtype=spec.dtype).skeleton()
         retained = with_copied_heads(retain(skeleton, rolling=not spec.retain_full_kv), spec.kv_head_copies)
         check_steered(retained, spec)
+        with_latent_states(retained, spec.latent)
         if isinstance(retained, RetainedModule):
             retained.sampler, retained.blocking = spec.sampler, spec.blocking
             if self._projections is not None:
@@ -198,7 +207,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         )
 
     def _stream(self, skeleton: Any, sink: Sink) -> None:
-        self._source.weights.stream(skeleton, sink)
+        self._source.weights.stream(skeleton, AbsorbedWeights(skeleton, sink))
         if self._projections is not None:
             self._projections.stream(sink, "projections")
 
@@ -213,7 +222,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         full_batch_size: int | None = None,
         kv_cache_batch_size: int | None = None,
         device: str | None = None,
-        use_onnx_subfunctions: bool = False,
+        use_onnx_subfunctions: bool | None = None,
         retain_full_kv: bool | None = None,
         kv_cache_prefix: str | None = None,
         num_speculative_tokens: int | list[int] | None = None,
@@ -229,6 +238,8 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         attention may read, of which each run takes what it needs. `prefill_only`: True or False for a program that
         does one of both phases (docs/cloud_ai_100.md). `specializations`: the shapes word for word, symbols and sizes,
         in place of all that follows from these numbers.
+
+        `use_onnx_subfunctions`, `retain_full_kv`, `kv_cache_prefix`: where nothing is said, as the last export was.
         """
         chosen = get_device(device)
         _refuse_later(options)
@@ -248,6 +259,8 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         spec = shaped(spec, shapes, self._card)
         own = chosen.own_options(options)
         chosen.check_calls(spec, own)
+        if layers_in(self.config):
+            chosen.check_layers(layers_in(self.config), own)
         check_device(self._card, chosen)
         graph = self._graph_options(
             graph_options(self._card, shapes, self.config, options.get("num_devices") or 1, spec),
@@ -284,7 +297,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         """What the program that is compiled is exported with: as the last one was, where nothing else is said."""
         usual: dict[str, Any] = {"export_dir": None, "use_onnx_subfunctions": False, "retain_full_kv": False}
         usual |= {"kv_cache_prefix": None, "blocking": None}
-        said = {name: value for name, value in given.items() if value}
+        said = {name: value for name, value in given.items() if value is not None}
         return {**usual, **(self._exported_as or {}), **said, **steering}
 
     @overload
@@ -434,7 +447,7 @@ def _pieces(
 def _refuse_later(options: dict[str, Any]) -> None:
     for name in LATER_OPTIONS:
         if options.pop(name, None) not in (None, False):
-            raise NotImplementedError(f"{name} {NOT_YET}.")
+            raise NotImplementedError(f"{name} is not supported by this release.")
 
 
 def _refuse_others(options: dict[str, Any]) -> None:

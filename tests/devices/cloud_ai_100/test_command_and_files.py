@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from QEfficient.devices.cloud_ai_100 import options
+from QEfficient.devices.cloud_ai_100 import CloudAI100, options
 from QEfficient.devices.cloud_ai_100.command import Compilation, Files, command, legacy_command
 from QEfficient.devices.cloud_ai_100.custom_io import custom_io_text
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options, render
@@ -214,6 +214,11 @@ def test_yes_and_no_as_texts(given: bool | str, told: list[str]) -> None:
 
 def test_none_means_not_given() -> None:
     assert read_options({"aic_hw_version": None, "qnn_config": None, "node_precision_info": None}) == CompilerOptions()
+
+
+def test_what_is_so_anyway_makes_no_other_compilation() -> None:
+    plain = {"mxfp6_matmul": False, "num-devices": 1, "mos": -1, "time_passes": False, "mxint8_kv_cache": None}
+    assert CloudAI100().own_options({**plain, "num_cores": 14, "ols": 2}) == {"num_cores": 14, "ols": 2}
 
 
 def test_compile_only_is_dropped_and_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -199,7 +199,10 @@ BROKEN = [
     ({"partitions": [partition(0, 1)], "connections": [{"devices": [0, 2], "type": "p2p"}]}, "each connection"),
     ({"partitions": [partition(0, 1)], "connections": [{"devices": [0, 1], "type": "bus"}]}, "each connection"),
     ({"partitions": [partition(0, 1)], "connections": {}}, "each connection"),
-    ({"partitions": [partition(0, 1, cores=14)]}, "gives 14 cores to a device, but num_cores is 16"),
+    (
+        {"partitions": [partition(0, nodeList=["a"], cores=14), partition(1, nodeList=["b"])]},
+        "gives 14 and 16 cores to a device, but num_cores is 16",
+    ),
 ]
 
 
@@ -209,6 +212,15 @@ def test_files_that_are_none_of_partitions(tmp_path: Path, written: Any, message
     path.write_text(json.dumps(written) if written != "" else "{")
     with pytest.raises(OptionError, match=message):
         CloudAI100().own_options({"mdp_load_partition_config": str(path)})
+
+
+def test_cores_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"partitions": [partition(0, 1, cores=14)]}))
+    given: dict[str, Any] = {"mdp_load_partition_config": str(path)}
+    assert CloudAI100().own_options(given) == {**given, "num_cores": 14}
+    with pytest.raises(OptionError, match="gives 14 cores to a device, but num_cores is 12. Make them one number"):
+        CloudAI100().own_options({**given, "num_cores": 12})
 
 
 def test_files_are_refused_before_any_work(new_sdk: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +26,8 @@ from QEfficient.devices.cloud_ai_100.qnn.tools import QnnCompilation, QnnFiles
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk
 from QEfficient.devices.cloud_ai_100.specializations_file import FILE, specializations_text
 from QEfficient.errors import CompilationError
-from QEfficient.program import ExportedProgram
-from QEfficient.specs import CompileSpec
+from QEfficient.program import ExportedProgram, GraphSpec
+from QEfficient.specs import CompileSpec, Specialization
 
 
 def check_options(options: CompilerOptions) -> None:
@@ -38,7 +38,22 @@ def check_options(options: CompilerOptions) -> None:
     config.check(options)
     path = options.mdp_load_partition_config or config.backend.get(qnn_files.PARTITION_KEY)
     if path:
-        qnn_files.partition_devices(Path(path))
+        qnn_files.check_partitions(Path(path))
+
+
+def check_calls(entries: Sequence[Specialization], options: CompilerOptions) -> None:
+    """Refuse shapes that the tools do not take, and a user's file that has other graphs for them."""
+    qnn_files.check_specializations(entries)
+    _check_decided(options, {"graph_names": qnn_files.graph_names(entries)})
+
+
+def check_graph(graph: GraphSpec, options: CompilerOptions) -> None:
+    """Refuse a user's file that says otherwise whether the graph keeps a state."""
+    _check_decided(options, {"compiler_retained_state": bool(graph.states)})
+
+
+def _check_decided(options: CompilerOptions, own: Mapping[str, Any]) -> None:
+    qnn_files.check_decided(own, tools.read_qnn_config(_config_path(options)).backend)
 
 
 def ingredients(options: CompilerOptions) -> Mapping[str, Any]:
@@ -53,7 +68,7 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
     """Write the compiled program and everything that belongs to it into `folder`; returns the report."""
     options, sdk = compilation.check_options(spec.device_options), find_sdk()
     check_options(options)
-    qnn_files.check_specializations(spec.specializations())
+    check_calls(spec.specializations(), options)
     hardware = options.aic_hw_version or compilation.installed_hardware(sdk)
     options = replace(options, aic_hw_version=hardware)
     compilation.check_program(program, spec, hardware)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from QEfficient.devices.cloud_ai_100.custom_io import CACHE, WHOLE_NUMBERS
-from QEfficient.devices.cloud_ai_100.options import CompilerOptions, Value
+from QEfficient.devices.cloud_ai_100.options import CompilerOptions, Value, check_sharing
 from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.program import GraphSpec, StateSpec, TensorSpec
 from QEfficient.specs import Specialization
@@ -182,12 +182,22 @@ def slices_text(devices: int) -> str:
 
 def partition_devices(path: Path) -> int:
     """How many devices a file of partitions is for."""
+    return len(set().union(*_devices_of_partitions(path)))
+
+
+def check_partitions(path: Path) -> None:
+    """Refuse a file that is none of partitions, or has layers shared by a number of devices that cannot."""
+    for devices in _devices_of_partitions(path):
+        check_sharing(len(devices), f"{path} gives {len(devices)} devices to one partition")
+
+
+def _devices_of_partitions(path: Path) -> list[set[int]]:
     try:
         partitions = json.loads(path.read_text(encoding="utf-8"))["partitions"]
-        found = len({int(device["deviceId"]) for partition in partitions for device in partition["devices"]})
+        found = [{int(device["deviceId"]) for device in partition["devices"]} for partition in partitions]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        found = 0
-    if not found:
+        found = []
+    if not any(found):
         raise OptionError(
             f"{path} is no file of partitions: an object is expected whose 'partitions' have 'devices', each with its"
             " 'deviceId'. Correct it, or ask for num_devices and have one written."
