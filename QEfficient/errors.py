@@ -20,6 +20,7 @@ QEfficientError
 │       └── DeviceLostError               the device has failed, or is not there any more
 ├── EngineError           an engine takes no requests any more
 │   └── QueueFullError            not now: too many wait already
+├── HostMemoryError       this machine has too little memory for what is done on it  (also a MemoryError)
 └── VerificationError     two stages that should agree do not
 
 A message says what was asked, what was found and what to do. Commands print it as one line and exit 1; every other
@@ -112,8 +113,25 @@ class QueueFullError(EngineError):
     """Too many requests wait already."""
 
 
+class HostMemoryError(QEfficientError, MemoryError):
+    """This machine has too little memory for what is done on it."""
+
+
 class VerificationError(QEfficientError):
     """Two stages that should agree do not."""
+
+
+SAID_WITHOUT_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+"""How PyTorch and others say it: their errors have no class for it."""
+
+
+def raise_if_memory(error: BaseException, doing: str) -> None:
+    """Say what memory was missing for, if that is what an error is about: it tells nothing of the model."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in SAID_WITHOUT_MEMORY):
+        raise HostMemoryError(
+            f"this machine, or what this process may use of it, has too little memory to {doing}: {first_line(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

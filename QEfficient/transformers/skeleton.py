@@ -7,6 +7,7 @@ checkpoint; they are small, so they are computed for real and become constants o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from transformers.initialization import no_init_weights
 
-from QEfficient.errors import UnsupportedModelError, first_line
+from QEfficient.errors import UnsupportedModelError, first_line, raise_if_memory
+
+LARGE = 2**24
+"""Numbers of a tensor."""
 
 
 def fake_mode() -> FakeTensorMode:
@@ -26,7 +31,7 @@ def fake_mode() -> FakeTensorMode:
 
 def _fake_parameter(parameter: torch.nn.Parameter, mode: FakeTensorMode) -> torch.nn.Parameter:
     with mode:
-        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
     return torch.nn.Parameter(empty, requires_grad=False)
 
 
@@ -42,9 +47,22 @@ def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
 
     torch.nn.Module.register_parameter = register_fake  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Large tensors that are made empty get no memory: they are going to be parameters, which become fake."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.empty and kwargs.get("device") is None and "out" not in kwargs:
+            size = kwargs.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+            if math.prod(size) > LARGE:
+                kwargs["device"] = "meta"
+        return function(*args, **kwargs)
 
 
 def build_skeleton(build: Callable[[], Any], mode: FakeTensorMode) -> Any:
@@ -53,6 +71,7 @@ def build_skeleton(build: Callable[[], Any], mode: FakeTensorMode) -> Any:
         with _fake_parameters(mode), no_init_weights():
             model = build()
     except Exception as error:  # whatever a model's own constructor raises
+        raise_if_memory(error, "build the model without its weights")
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} cannot build the model from its config: {first_line(error)}"
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from QEfficient.errors import UnsupportedModelError, first_line
+from QEfficient.errors import UnsupportedModelError, first_line, raise_if_memory
 from QEfficient.specs import ExportSpec, LatentSpec
 from QEfficient.transformers import attention, latent, mixers, rotary
 from QEfficient.transformers.families import adapt, families_of
@@ -20,6 +20,7 @@ from QEfficient.transformers.retained_state import StatePlan
 logger = logging.getLogger(__name__)
 
 REHEARSED_CONTEXT = 16
+"""Slots, also of windows that are longer: they are real memory, in every layer."""
 
 EXPERTS = "batched_mm"
 """transformers' experts function that gathers weights per token: no data-dependent shape, so it can be traced."""
@@ -47,6 +48,7 @@ def retain(model: Any, rolling: bool = True) -> RetainedModule | ReplayModule:
         retained = _retained(model, rolling)
         _rehearse_with_mask(retained)
     except Exception as error:  # whatever a model may trip over; what it was is kept and said
+        raise_if_memory(error, f"run {type(model).__name__} on a few tokens")
         return _replayed(model, Replay(first_line(error)))
     return retained
 
@@ -55,6 +57,7 @@ def _replayed(model: Any, replay: Replay) -> ReplayModule:
     try:
         replaying = ReplayModule(model, replay)
     except Exception as error:
+        raise_if_memory(error, f"run {type(model).__name__} on a few tokens")
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be traced: {first_line(error)}. Nor can it keep its state: {replay.reason}"
         ) from error
@@ -87,7 +90,8 @@ def _rehearse(retained: RetainedModule) -> None:
     """Run the module once on a few tokens: what does not run here would not trace either."""
     states = []
     for plan in retained.plans:
-        shape = [2, *((plan.window or REHEARSED_CONTEXT) if size is None else size for size in plan.shape)]
+        slots = min(plan.window or REHEARSED_CONTEXT, REHEARSED_CONTEXT)
+        shape = [2, *(slots if size is None else size for size in plan.shape)]
         states.append(torch.zeros(shape, dtype=plan.dtype))
     for start, length in ((0, 3), (3, 1)):
         positions = torch.arange(start, start + length)[None].expand(2, -1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -314,22 +314,18 @@ MANY = [
     ("world", "case"),
     [
         pytest.param(c, c, id=c.name, marks=marks)
-        for c, marks in ((Case("gemma3_text", LONG, ONE_HEAD), []), (Case("llama", ALONE), [pytest.mark.slow]))
+        for c, marks in ((Case("gemma3_text", LONG, ONE_HEAD), []), (Case("gpt_neo", ALONE), [pytest.mark.slow]))
     ],
     indirect=["world"],
 )
 def test_the_largest_operator_is_that_of_the_graph(world: World, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of attention that is one node. Prompts have one row where there are slots, and heads of keys are not repeated."""
-    direct = tuple(replace(buffers, direct=True) for buffers in world.size.state.buffers)
-    size = replace(world.size, state=replace(world.size.state, buffers=direct))
+    """Of attention that is one node, or that hides scores by others as large. Prompts have one row where there are
+    slots."""
     for geometry in MANY:
         counted = Counted.of(world, geometry)
-        planned = plan_memory.operand_bytes(size, geometry.workload, geometry.setup)
+        planned = plan_memory.operand_bytes(world.size, geometry.workload, geometry.setup)
         assert counted.fits_window(planned, monkeypatch), geometry
         assert not counted.fits_window(planned / 1.06, monkeypatch), geometry
-        assert counted.fits_window(
-            plan_memory.operand_bytes(world.size, geometry.workload, geometry.setup), monkeypatch
-        )
 
 
 def on_the_edge(world: World, geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estimate]:

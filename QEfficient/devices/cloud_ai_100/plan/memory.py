@@ -89,7 +89,7 @@ def _products(model: ModelSize, buffers: Buffers, rows: int, tokens: int, seen: 
         yield scores + rows * tokens * seen * MASK
         yield scores + rows * buffers.heads * seen * row
         return
-    yield 2 * scores
+    yield 2 * scores + rows * tokens * seen * MASK
     yield scores + rows * heads * seen * row
     if buffers.heads == 1 and heads * buffers.width != model.attention_width:
         # No keys or values of one head for all: those of each head are put together from what all heads share.
