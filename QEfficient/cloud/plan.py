@@ -13,7 +13,8 @@ from QEfficient.cloud._arguments import Parser, UsageError, add_source, positive
 
 if TYPE_CHECKING:
     from QEfficient.devices.cloud_ai_100.plan.estimate import Estimate, ModelSize, Setup, Weights, Workload
-    from QEfficient.transformers.size_records import FileCounts, ModelSizes, StateCounts
+    from QEfficient.devices.cloud_ai_100.plan.records import OperatorReads
+    from QEfficient.transformers.size_records import FileCounts, ModelSizes, Reads, StateCounts
 
 HELP = "Say whether a model fits on a Cloud AI 100, on how many SoCs, and how fast it should be."
 EXAMPLES = """\
@@ -184,7 +185,14 @@ def planned_size(sizes: ModelSizes) -> ModelSize:
         sizes.weights.expert_width,
         sizes.attention_heads,
         sizes.angles,
+        None if sizes.reads is None else tuple(_reads(each) for each in sizes.reads),
     )
+
+
+def _reads(reads: Reads) -> OperatorReads:
+    from QEfficient.devices.cloud_ai_100.plan.records import Counts, OperatorReads
+
+    return OperatorReads(**{kind: Counts(**vars(counts)) for kind, counts in vars(reads).items()})
 
 
 def _weights(sizes: ModelSizes) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,21 @@ from math import prod
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from QEfficient.errors import first_line
 from QEfficient.transformers import mixers
 from QEfficient.transformers.config_sizes import gathered, model_sizes
 from QEfficient.transformers.loading import ModelSource
+from QEfficient.transformers.observed_reads import observed_reads
 from QEfficient.transformers.replay import ReplayModule
+from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.retained_state import StatePlan
-from QEfficient.transformers.size_records import Buffers, ModelSizes, StateCounts
+from QEfficient.transformers.size_records import Buffers, ModelSizes, Reads, StateCounts
 from QEfficient.transformers.transform import retain
+
+logger = logging.getLogger(__name__)
 
 PACKED = ("key", "value")
 """Kinds of state that a device may keep in a coarser type."""
@@ -28,7 +35,7 @@ FREQUENCIES = "inv_freq"
 
 def observed_sizes(source: ModelSource) -> ModelSizes:
     """What an export of the model would hold. Raises `UnsupportedModelError` where it would be refused."""
-    model, _ = source.skeleton()
+    model, mode = source.skeleton()
     with _watched_angles(model) as angles:
         retained = retain(model)
     stored = model.state_dict().keys()
@@ -44,7 +51,19 @@ def observed_sizes(source: ModelSource) -> ModelSizes:
         vocab_size=retained.vocab_size,
         angles=() if sizes.state.replays else tuple(width for widths in angles.values() for width in widths),
         positions=retained.context.positions,
+        reads=_reads_of(retained, mode),
     )
+
+
+def _reads_of(retained: RetainedModule | ReplayModule, mode: FakeTensorMode) -> tuple[Reads, ...] | None:
+    """Where attention is more than one node; None where a run on sizes alone does not show it."""
+    if isinstance(retained, ReplayModule) or all(plan.direct for plan in retained.plans):
+        return ()
+    try:
+        return observed_reads(retained, mode)
+    except Exception as error:  # whatever a model may trip over: a device takes the most that it can be then
+        logger.info("what single operators read is not known: %s", first_line(error))
+        return None
 
 
 Angles = dict[tuple[str, ...], tuple[int, ...]]

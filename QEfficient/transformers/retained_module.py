@@ -55,6 +55,7 @@ class RetainedModule(torch.nn.Module):
         self.vocab_size = 0
         self.position_lookups: dict[int, int] = {}
         self.context = Context(trained=trained_length(model))
+        self.cache_type = RetainedCache
         self.sampler: SamplerSpec | None = None
         """It ends in tokens then, and takes the sampler's memory behind its own states."""
         self.projections: Projections | None = None
@@ -73,7 +74,7 @@ class RetainedModule(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         reads = controls.get(COMPUTE_CONTEXT)
         own = states[: len(self.plans)]
-        cache = RetainedCache(self.plans, own, position_ids, batch_index, self._context(own), reads)
+        cache = self.cache_type(self.plans, own, position_ids, batch_index, self._context(own), reads)
         cache.blocks = blocks_of(self.blocking)
         tables = RetainedLookups(self.position_lookups, position_ids)
         selection = LastRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS), self.projections)

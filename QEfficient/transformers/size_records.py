@@ -86,6 +86,41 @@ class StateCounts:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How many numbers there are, by the rows and tokens of a call."""
+
+    fixed: int
+    row: int
+    token: int
+    both: int
+    """For each token of each row."""
+
+    def plus(self, other: Counts) -> Counts:
+        sums = (mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True))
+        return Counts(*sums)
+
+    def covers(self, other: Counts) -> bool:
+        return all(mine >= theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What one operator reads."""
+
+    floats: Counts
+    """These three for each position of the context."""
+    integers: Counts
+    truths: Counts
+    beside: Counts
+    """Of operands without an axis of the context."""
+
+    def covers(self, other: Reads) -> bool:
+        """Whether it reads at least as much of everything, whatever the sizes."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return all(mine.covers(theirs) for mine, theirs in pairs)
+
+
+@dataclass(frozen=True)
 class FileCounts:
     """What the headers of weight files say that the files hold."""
 
@@ -110,6 +145,8 @@ class ModelSizes:
     experts_per_token: int = 0
     angles: tuple[int, ...] = ()
     """Cosines and sines, which follow from a token's position alone: numbers of one position in each tensor."""
+    reads: tuple[Reads, ...] | None = None
+    """Of operators that read the context, apart from attention that is one node; None where nobody could look."""
     positions: int | None = None
     """How many positions a learned table has; None if nothing but the context limits them."""
     files: FileCounts | None = None

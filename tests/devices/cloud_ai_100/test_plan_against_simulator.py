@@ -313,14 +313,17 @@ MANY = [
 @pytest.mark.parametrize(
     ("world", "case"),
     [
-        pytest.param(c, c, id=c.name, marks=marks)
-        for c, marks in ((Case("gemma3_text", LONG, ONE_HEAD), []), (Case("gpt_neo", ALONE), [pytest.mark.slow]))
+        pytest.param(c, c, id=c.name, marks=[] if c.name in QUICK else [pytest.mark.slow])
+        for c in (
+            Case("gemma3_text", LONG, ONE_HEAD),
+            Case("gpt_neo", ALONE),
+            Case("deepseek_v32", ALONE, (("index_n_heads", 32),)),
+        )
     ],
     indirect=["world"],
 )
 def test_the_largest_operator_is_that_of_the_graph(world: World, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of attention that is one node, or that hides scores by others as large. Prompts have one row where there are
-    slots."""
+    """Whether attention is one node or many. Prompts have one row where there are slots."""
     for geometry in MANY:
         counted = Counted.of(world, geometry)
         planned = plan_memory.operand_bytes(world.size, geometry.workload, geometry.setup)

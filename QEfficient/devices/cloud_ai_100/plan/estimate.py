@@ -212,6 +212,8 @@ def _layers(model: ModelSize) -> Iterable[str]:
         yield "recurrent layers run token by token, and read their weights for each, in float16"
     if model.state.replays:
         yield "it keeps nothing but its tokens: each step computes the whole context again"
+    if model.reads is None and not all(buffers.direct for buffers in model.state.buffers if buffers.packs):
+        yield "what single operators of attention read was not seen: the most of common ways is taken, it may be more"
 
 
 def _together(model: ModelSize, setup: Setup) -> Iterable[str]:

@@ -76,9 +76,10 @@ def _attention(model: ModelSize, workload: Workload, rows: int, tokens: int) -> 
         row, index = buffers.width * FP16, INDEX if workload.full_batch_size else PLACE
         yield buffers.heads * kept * (workload.users * row + rows * index)
         yield buffers.heads * (workload.users * (kept + 1) * row + rows * tokens * (row + INDEX))
-        if buffers.packs:
+        if buffers.packs and (buffers.direct or model.reads is None):
             seen = kept if buffers.slots is None else kept + tokens
             yield from _products(model, buffers, rows, tokens, seen)
+    yield from (reads.size(rows, tokens, context) for reads in model.reads or ())
 
 
 def _products(model: ModelSize, buffers: Buffers, rows: int, tokens: int, seen: int) -> Iterator[float]:

@@ -177,6 +177,38 @@ class State:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How many numbers there are, by the rows and tokens of a call."""
+
+    fixed: int
+    row: int
+    token: int
+    both: int
+    """For each token of each row."""
+
+    def of(self, rows: int, tokens: int) -> int:
+        return self.fixed + self.row * rows + self.token * tokens + self.both * rows * tokens
+
+
+@dataclass(frozen=True)
+class OperatorReads:
+    """What one operator reads of the context, outside of the nodes that write and read states, or attend as one."""
+
+    floats: Counts
+    """These three for each position of the context."""
+    integers: Counts
+    truths: Counts
+    beside: Counts
+    """Of operands without an axis of the context."""
+
+    def size(self, rows: int, tokens: int, ctx_len: int) -> float:
+        """Bytes."""
+        kinds = ((self.floats, FP16), (self.integers, 8), (self.truths, 1))
+        each = sum(counts.of(rows, tokens) * size for counts, size in kinds)
+        return ctx_len * each + self.beside.of(rows, tokens) * FP16
+
+
+@dataclass(frozen=True)
 class ModelSize:
     """What the arithmetic needs to know of a model."""
 
@@ -193,6 +225,9 @@ class ModelSize:
     attention_heads: int = 1
     angles: tuple[int, ...] = ()
     """Of each table of cosines or sines that the compiled program has: numbers of one position of the context."""
+
+    reads: tuple[OperatorReads, ...] | None = None
+    """Of operators that attend, where attention is more than one node; None where nobody looked."""
 
     def table_numbers(self, ctx_len: int) -> int:
         """Of all tables that have a row for each position."""
