@@ -6,7 +6,7 @@ Shapes are observed, never read from a config: latent attention, multi-query and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,6 +143,15 @@ def accepts(model: torch.nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+CACHE_NAMES = ("past_key_values", "cache_params", "cache")
+"""How models call what they retain: the last since transformers 5.24."""
+
+
+def cache_arguments(forward: Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """The cache by the names that `forward` has for it."""
+    return {name: cache for name in CACHE_NAMES if name in inspect.signature(forward).parameters}
+
+
 def passes_on(model: torch.nn.Module) -> bool:
     """Whether the model's forward hands arguments that it does not name to the modules inside."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
@@ -190,8 +199,7 @@ def _tokens(model: torch.nn.Module, length: int) -> torch.Tensor:
 
 def _call(model: torch.nn.Module, ids: torch.Tensor, cache: Any) -> Any:
     """Run the model as a user would: it counts positions itself."""
-    names = [name for name in ("past_key_values", "cache_params") if accepts(model, name)]
-    return model(input_ids=ids, use_cache=True, **dict.fromkeys(names, cache))
+    return model(input_ids=ids, use_cache=True, **cache_arguments(model.forward, cache))
 
 
 @contextmanager

@@ -34,6 +34,14 @@ class Replay:
     """Tokens up to which the model's answers do not depend on how long its input is padded."""
 
 
+class OwnRowsOnly(LastRowsOnly):
+    """Of all tokens so far, those of this call."""
+
+    def _chosen(self, values: torch.Tensor) -> torch.Tensor:
+        places = self.position_ids.clamp(min=0)[..., None].expand(-1, -1, values.shape[-1])
+        return super()._chosen(values.gather(1, places))
+
+
 class ReplayModule(torch.nn.Module):
     """Same signature as `RetainedModule`; its one state holds the tokens seen so far."""
 
@@ -71,9 +79,8 @@ class ReplayModule(torch.nn.Module):
         if self.longest is not None:
             tokens = tokens[:, slots.clamp(max=tokens.shape[1] - 1)]
         last = position_ids.amax(dim=1, keepdim=True)
-        places = torch.where(slots <= last, slots, -1)
         # No mask for the slots behind the last: a causal model does not look there; others are told the lengths
-        with LastRowsOnly(self.model, places, controls.get(KEPT_LOGITS)) as selection, self._telling(last + 1):
+        with OwnRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS)) as selection, self._telling(last + 1):
             logits = selection.of(self.model(input_ids=tokens, use_cache=False).logits)
         return (in_model_dtype(logits, self.model), written)
 

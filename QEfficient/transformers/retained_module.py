@@ -12,7 +12,7 @@ from QEfficient.program import COMPUTE_CONTEXT, KEPT_LOGITS, Context
 from QEfficient.specs import BlockingSpec, SamplerSpec
 from QEfficient.transformers.attention import installed
 from QEfficient.transformers.mixers import StepRecord
-from QEfficient.transformers.observe import accepts, passes_on
+from QEfficient.transformers.observe import accepts, cache_arguments, passes_on
 from QEfficient.transformers.positions import RetainedLookups, lookups
 from QEfficient.transformers.projections import Projections
 from QEfficient.transformers.retained_state import RetainedCache, StatePlan, blocks_of
@@ -109,10 +109,9 @@ class RetainedModule(torch.nn.Module):
     def _arguments(self, input_ids: torch.Tensor, cache: RetainedCache) -> dict[str, Any]:
         positions = cache.position_ids.clamp(min=0)  # padding is -1 for the state only; an embedding wants an index
         arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": True}
-        offered = {"position_ids": positions, "past_key_values": cache, "cache_params": cache}
-        arguments.update({name: value for name, value in offered.items() if accepts(self.model, name)})
-        if passes_on(self.model):
-            arguments.setdefault("position_ids", positions)
+        arguments.update(cache_arguments(self.model.forward, cache))
+        if accepts(self.model, "position_ids") or passes_on(self.model):
+            arguments["position_ids"] = positions
         if self.explicit_mask and accepts(self.model, "attention_mask"):
             arguments["attention_mask"] = self._mask(cache)
         elif self.padding_mask:

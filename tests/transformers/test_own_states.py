@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,10 @@ from transformers import AutoModelForCausalLM
 from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.transformers.loading import open_source
+from QEfficient.transformers.observe import CACHE_NAMES, cache_arguments
 from QEfficient.transformers.replay import Replay, ReplayModule
+from QEfficient.transformers.retained_module import RetainedModule
+from QEfficient.transformers.transform import retain
 from QEfficient.verification.tiny_models import prompts, tiny_model
 
 COUNT = 8
@@ -35,6 +39,35 @@ def test_tokens_are_those_of_transformers(model_type: str, tmp_path: Any) -> Non
     served.compile(prefill_seq_len=5, ctx_len=40, full_batch_size=2)
     found = served.generate(input_ids=asked, generation_len=COUNT).generated_ids
     assert found == [greedy(model, prompt) for prompt in asked]
+
+
+@pytest.mark.parametrize("tried", [3, [0, 3]])
+def test_tokens_tried_ahead_where_all_are_computed_again(tried: int | list[int]) -> None:
+    """A run has fewer tokens than its shape holds, and more come before it."""
+    model = tiny_model("openai-gpt")
+    asked = prompts(model)
+    served = QEFFAutoModelForCausalLM(model, qaic_config={"speculative_model_type": "target"})
+    served.compile(device="reference", prefill_seq_len=5, ctx_len=40, batch_size=2, num_speculative_tokens=tried)
+    wanted = [greedy(model, prompt) for prompt in asked]
+    for decoding in (None, "prompt_lookup"):
+        found = served.generate(input_ids=asked, generation_len=COUNT, decoding=decoding).generated_ids
+        assert found == wanted
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_by_any_name_that_models_have_for_it(name: str) -> None:
+    whole = tiny_model("llama")
+    plain = whole.forward
+
+    def renamed(input_ids: Any, position_ids: Any = None, use_cache: Any = None, **named: Any) -> Any:
+        cache = cache_arguments(plain, named[name])
+        return plain(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache, **cache)
+
+    kinds = inspect.Parameter
+    parameters = [kinds(each, kinds.KEYWORD_ONLY) for each in ("input_ids", "position_ids", "use_cache", name)]
+    renamed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    whole.forward = renamed
+    assert isinstance(retain(whole), RetainedModule)
 
 
 def test_rwkv_that_transformers_has_rescaled_is_not_rescaled_again() -> None:

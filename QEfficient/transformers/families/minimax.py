@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from QEfficient.transformers.held_states import held, hold
+from QEfficient.transformers.observe import cache_arguments
 
 MODEL_TYPES = ("minimax",)
 
@@ -38,9 +39,9 @@ class _OwnState:
 def _holding(layer: Any) -> Any:
     forward = layer.forward
 
-    def with_held(hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs: Any) -> Any:
-        state = _OwnState(layer, hidden_states.shape[0])
-        output, _ = forward(hidden_states, past_key_values=state, **kwargs)
+    def with_held(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        state = cache_arguments(forward, _OwnState(layer, hidden_states.shape[0]))
+        output, _ = forward(hidden_states, **{**kwargs, **state})
         return output, None
 
     return with_held

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from QEfficient.transformers.held_states import held, hold
+from QEfficient.transformers.observe import cache_arguments
 
 MODEL_TYPES = ("xlstm",)
 
@@ -42,6 +43,6 @@ def _holding(layer: Any) -> Any:
 
 def _without_cache(forward: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **{**kwargs, "cache_params": None, "use_cache": False})
+        return forward(*args, **{**kwargs, **cache_arguments(forward, None), "use_cache": False})
 
     return run
