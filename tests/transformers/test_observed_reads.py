@@ -42,7 +42,7 @@ def largest(reads: tuple[Reads, ...], rows: int, tokens: int) -> int:
 @pytest.mark.parametrize(
     ("model_type", "changes", "prompt", "step"),
     [
-        ("gptj", {}, HEADS + 1, HEADS * (SIZE + 1)),  # scores and a mask for all heads; values
+        ("xglm", {}, HEADS + 1, HEADS * (SIZE + 1)),  # scores and a mask for all heads; values
         ("bloom", {}, 2 * HEADS, HEADS * (SIZE + 1)),  # a bias of each head's own, counted from each token
         ("gpt_neo", {}, 2 * HEADS, HEADS * (SIZE + 1)),  # what hides scores is as large as they are
         ("falcon", {}, HEADS + 1, SIZE + HEADS),  # one head for all that is not repeated
