@@ -38,6 +38,7 @@ from QEfficient.publication import (
     remove_atomically,
     remove_leftovers,
     sole_builder,
+    unfinished,
 )
 
 COMPILED_PREFIX = "qpc-"
@@ -191,6 +192,11 @@ class ArtifactStore:
         folders = (*self.root.glob("*/*"), *self.root.glob(f"*/*/{COMPILED_PREFIX}*"))
         return sorted((self._entry(f) for f in folders if self._is_artifact(f)), key=lambda entry: entry.name)
 
+    def unfinished_size(self) -> int:
+        """Bytes below the root that belong to no artifact yet: of builders that work, or died. `publish` deletes what
+        the dead ones left."""
+        return sum(_size_inside(folder) for folder in unfinished(self.root))
+
     def find(self, prefix: str) -> Entry:
         """The one artifact whose name, folder or fingerprint starts with `prefix`, or that lies at this path."""
         if os.sep in prefix and self._is_artifact(folder := compiled_folder(_absolute(prefix))):
@@ -321,6 +327,15 @@ def _concerns(filename: Any, folder: Path) -> bool:
     """Whether an error about `filename` (None: a write to an open file) is about writing below `folder`, or a lock."""
     path = _absolute(filename) if isinstance(filename, str) else folder
     return path.is_relative_to(folder) or folder.is_relative_to(path) or path.name.startswith(LOCK_PREFIX)
+
+
+def _size_inside(folder: Path) -> int:
+    """Of all files below a folder that somebody may be filling or deleting meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -133,10 +133,15 @@ def remove_atomically(target: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def unfinished(root: Path) -> list[Path]:
+    """The folders below `root` of builders, those that work and those that died."""
+    pattern = f"{TEMPORARY_PREFIX}????????-?*"
+    return [*root.glob(f"*/{pattern}"), *root.glob(f"*/*/{pattern}")]
+
+
 def remove_leftovers(root: Path) -> None:
     """Delete what dead builders left below `root`."""
-    pattern = f"{TEMPORARY_PREFIX}????????-?*"
-    for leftover in (*root.glob(f"*/{pattern}"), *root.glob(f"*/*/{pattern}")):
+    for leftover in unfinished(root):
         owner = leftover.with_name(leftover.name[len(TEMPORARY_PREFIX) + len("12345678-") :])
         # BlockingIOError: its builder lives. Any other: somebody was faster, or it is not ours to delete.
         with contextlib.suppress(OSError), locked(owner):

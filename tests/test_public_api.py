@@ -239,6 +239,22 @@ def test_examples_run_as_they_stand(
     assert "[[' " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("package", ["QEfficient", "qaic_simulator"])
+def test_the_packages_say_that_they_are_typed(package: str) -> None:
+    """To type checkers, as installed: the file is among those that a wheel gets."""
+    code = f"""
+from setuptools import Distribution
+distribution = Distribution()
+distribution.parse_config_files(["pyproject.toml"])
+build = distribution.get_command_obj("build_py")
+build.ensure_finalized()
+build.manifest_files = {{}}  # those of the configuration alone: looking for others writes files
+print(*build.find_data_files({package!r}, {package!r}), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, check=True)
+    assert f"{package}/py.typed" in done.stdout.split()
+
+
 def test_the_functions_need_no_torch_before_they_are_called() -> None:
     code = "import sys, QEfficient; QEfficient.compile, QEfficient.check_qaic_sdk(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,7 @@ import argparse
 import ast
 import difflib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ class Parser(argparse.ArgumentParser):
     """Whether unknown `--key value` pairs are for the device."""
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
+        _check_text(words)
         known, unknown = self._split([_one_spelling(word) for word in words])
         arguments = self.parse_intermixed_args(known)  # names may stand after flags: cache remove --json NAME
         arguments.device_options = unknown
@@ -77,6 +79,19 @@ class NotYet(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
         raise OptionError(f"{option_string} is not supported by this release.")
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse words that are no text: Python hands on bytes that it cannot decode, but tokenizers take none."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = word.encode("utf-8", "backslashreplace").decode().replace("\\udc", "\\x")  # each byte as it was
+            raise UsageError(
+                f"word {number} of these is no text in {sys.getfilesystemencoding()}: '{shown}'. Write it in that"
+                " encoding, or give the prompts in a file of UTF-8 text."
+            ) from None
 
 
 def _one_spelling(word: str) -> str:

@@ -203,6 +203,8 @@ class Preparation:
         check_device(read_qaic_config(self._config), device)
         _say_where(device, self._arguments)
         own = device.own_options(spec.device_options)
+        if runs:
+            device.check_runs()
         if runs and self._arguments.device_group:
             device.check_ids(own, self._arguments.device_group)
         needs = device.ingredients(own)

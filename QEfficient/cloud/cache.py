@@ -54,12 +54,16 @@ def _list(store: ArtifactStore, arguments: argparse.Namespace) -> int:
 
     entries = store.entries()
     total = sum(entry.size for entry in entries)
+    unfinished = store.unfinished_size()
     if arguments.json:
-        document({"root": store.root, "size": total, "artifacts": [_record(entry) for entry in entries]})
+        records = [_record(entry) for entry in entries]
+        document({"root": store.root, "size": total, "unfinished": unfinished, "artifacts": records})
         return 0
     if entries:
         table(COLUMNS, [(_shown_name(entry), *_row(entry)[1:]) for entry in entries])
     note(f"{len(entries)} artifacts, {format_size(total)}, in {store.root}")
+    if unfinished:
+        note(f"unfinished builds hold {format_size(unfinished)} there: the next build removes what killed ones left")
     return 0
 
 
@@ -163,3 +167,9 @@ ACTIONS: dict[str, Callable[[ArtifactStore, argparse.Namespace], int]] = {
     "verify": _verify,
     "remove": _remove,
 }
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("cache"))

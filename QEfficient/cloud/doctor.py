@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ CPU_FEATURES = (
 )  # fmt: skip
 HUB = "https://huggingface.co"
 TIMEOUT = 5.0
+USABLE, COMPILES_ONLY = "usable", "compiles, but cannot run"
 LEAST_FREE = 10**9
 """Bytes; with less there is hardly a model that can be exported."""
 
@@ -75,7 +77,15 @@ def _devices() -> dict[str, str]:
     """`usable`, or the sentence that says what is missing."""
     from QEfficient.devices import device_class, device_names
 
-    return {name: device_class(name).availability() or "usable" for name in device_names()}
+    return {name: device_class(name).availability() or _lacks_to_run(name) or USABLE for name in device_names()}
+
+
+def _lacks_to_run(name: str) -> str:
+    """What is missing besides where a device can compile."""
+    from QEfficient.devices import device_class
+
+    lacking = device_class(name).lacks_to_run(asking=True)
+    return f"{COMPILES_ONLY}: {lacking}" if lacking else ""
 
 
 def _software() -> dict[str, str]:
@@ -90,7 +100,7 @@ def _simulated(devices: dict[str, str]) -> bool:
     """Whether stand-ins answer for one of the devices that can be used."""
     from QEfficient.devices import device_class
 
-    return any(device_class(name).simulated() for name, state in devices.items() if state == "usable")
+    return any(device_class(name).simulated() for name, state in devices.items() if state == USABLE)
 
 
 def _store() -> dict[str, Any]:
@@ -156,10 +166,17 @@ def _processor() -> dict[str, str]:
 def _problems(found: dict[str, dict[str, Any]]) -> list[str]:
     missing = [name for name in NEEDED if found["versions"][name] == "not installed"]
     problems = [f"the package {name} is not installed (pip install {name})." for name in missing]
-    if all(state != "usable" for name, state in found["devices"].items() if name != "null"):
+    if all(state != USABLE for name, state in found["devices"].items() if name != "null"):
         problems.append("no device can be used here, so programs can be exported but not run.")
+    problems += [f"{name} {state}" for name, state in found["devices"].items() if state.startswith(COMPILES_ONLY)]
     if found["store"]["writable"] != "yes":
         problems.append(found["store"]["writable"])
     if found["hub"]["reachable"].startswith("no ("):
         problems.append(f"the model hub {found['hub']['address']} cannot be reached: {found['hub']['reachable']}.")
     return problems
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("doctor"))

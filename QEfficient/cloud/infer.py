@@ -70,8 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
             generation.check_tokens(task.sampling, vocabulary)
             generation.check_prompts(model_tokenizer(name, tokenizer_options(arguments)), task.prompts, spec)
 
-        compiled = Preparation(name, arguments, clock).compiled(check, runs=True)
-        if compiled.spec.device_options.get(ENCRYPTED) not in (None, False):
+        runs = arguments.device_options.get(ENCRYPTED) in (None, False)
+        compiled = Preparation(name, arguments, clock).compiled(check, runs)
+        if not runs:
             return _leave(compiled, name, arguments.json)
         choice = generation.decoding(arguments, lambda: draft_program(arguments, clock))
         record = generation.generate(compiled, generation.open_tokenizer(compiled), task, clock, choice)

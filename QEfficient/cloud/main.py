@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import QEfficient
 from QEfficient.cloud._arguments import SIMULATED_DEVICE, Parser, UsageError, add_output, refuse_simulating
-from QEfficient.errors import QEfficientError, did_you_mean
+from QEfficient.errors import CompilationError, QEfficientError, did_you_mean
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 BROKEN_PIPE = 141
@@ -153,7 +153,10 @@ def _guarded(work: Callable[[], int]) -> int:
 
 
 def _failed(reason: object, code: int) -> int:
-    sentence = " ".join(str(reason).split())
+    # What a compiler said is lines; the error is one, so that scripts find all of it.
+    breaks = " | " if isinstance(reason, CompilationError) else " "
+    lines = [" ".join(line.split()) for line in str(reason).splitlines()]
+    sentence = breaks.join(filter(None, lines)).replace(": | ", ": ")
     for python, flag in IN_FLAGS.items():
         sentence = sentence.replace(python, flag)
     print(f"error: {sentence}", file=sys.stderr)

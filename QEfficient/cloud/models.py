@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -84,6 +85,7 @@ def _test(names: dict[str, str], arguments: argparse.Namespace) -> int:
     device, options = arguments.device or USUAL_DEVICE, arguments.device_options
     chosen = get_device(device)
     chosen.own_options(options)
+    chosen.check_runs()
     from QEfficient.verification import model_matrix
 
     all_here = not arguments.types and device == USUAL_DEVICE and TABLE.parent.is_dir()
@@ -113,3 +115,9 @@ def _say(outcome: Outcome) -> None:
     from QEfficient.cloud._presentation import note
 
     note(f"{outcome.model_type}: {outcome.level} ({outcome.seconds:.1f} s)")
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("models"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -336,3 +337,9 @@ def _write_document(plan: Plan) -> None:
             "assumptions": plan.assumptions,
         }
     )
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("plan"))

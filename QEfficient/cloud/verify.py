@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from QEfficient.cloud._arguments import Geometry, Parser, add_device, add_geometry, add_model, add_phase, add_prompts
@@ -31,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from QEfficient.cloud._compiled import is_compiled
     from QEfficient.cloud._generation import read_prompts
     from QEfficient.cloud._logging import quieten_libraries
     from QEfficient.cloud._preparation import (
@@ -52,8 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     SamplingParams(max_new_tokens=length)  # which refuses what is no length
     check_batch(arguments)
     own, config = device_options(arguments), qaic_config(arguments)
-    chosen_device(arguments).own_options(own)
-    name = model_name(arguments)
+    device, name = chosen_device(arguments), model_name(arguments)
+    device.own_options(own)
+    if not is_compiled(name):  # which says itself what it is for
+        device.check_runs()
     with StageClock(arguments.verbose) as clock:
         clock("load libraries")
         from QEfficient.verification.ladder import verify
@@ -81,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(report: Report, as_json: bool, seconds: dict[str, float]) -> None:
-    from QEfficient.cloud._presentation import document
+    from QEfficient.cloud._presentation import document, note, table
 
     if as_json:
         record: dict[str, Any] = report.to_json()
@@ -91,4 +95,12 @@ def _print(report: Report, as_json: bool, seconds: dict[str, float]) -> None:
 
         Console(markup=False, highlight=False).print(*report.tables(), report.verdict(), sep="\n")
     else:
-        print(report.to_text(), end="")
+        for columns, sections in groupby(report.sections(), lambda section: section.columns):
+            table(("compared", *columns), [(section.title, *row) for section in sections for row in section.rows])
+        note(report.verdict())
+
+
+if __name__ == "__main__":
+    from QEfficient.cloud.main import run_alone
+
+    sys.exit(run_alone("verify"))

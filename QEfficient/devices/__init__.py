@@ -303,6 +303,19 @@ class Device(ABC):
         """None if the device can be used here, else a sentence that says what is missing."""
 
     @classmethod
+    def lacks_to_run(cls, asking: bool = False) -> str:
+        """Why what is compiled here cannot run here; `asking`: the device itself too, which may take a while."""
+        return ""
+
+    def check_runs(self) -> None:
+        """Refuse a device that runs nothing here, before the long work is done for it."""
+        if lacking := self.lacks_to_run():
+            raise DeviceError(
+                f"device '{self.name}' can compile here, but not run: {lacking} `qefficient compile` works without;"
+                " --device chooses another device."
+            )
+
+    @classmethod
     def software(cls) -> str:
         """What is installed here that it works with, for people; empty where that is a library like others."""
         return ""

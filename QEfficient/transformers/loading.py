@@ -44,6 +44,8 @@ IGNORED_OPTIONS = (ATTENTION, "device_map", "low_cpu_mem_usage", "use_cache", "u
 """Options of transformers that this library decides itself."""
 CALLED = "pretrained_model_name_or_path"
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SHOWN_SHARDS = 3
+"""Of those that are missing."""
 
 
 @dataclass
@@ -313,5 +315,7 @@ def _shards(name: str, location: str, index: Path, hub: dict[str, Any]) -> list[
     shards = [(shard, find_file(location, shard, hub)) for shard in names]
     missing = [shard for shard, path in shards if path is None]
     if missing:
-        raise WeightsError(f"the model '{name}' lacks {len(missing)} of its {len(names)} weight files: {missing[0]}, …")
+        listed = ", ".join(missing[:SHOWN_SHARDS]) + (", …" if len(missing) > SHOWN_SHARDS else "")
+        found = f"the model '{name}' lacks {len(missing)} of its {len(names)} weight files: {listed}"
+        raise WeightsError(f"{found}. Fetch the model again.")
     return [path for _, path in shards if path is not None]

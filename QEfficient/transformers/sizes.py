@@ -85,8 +85,8 @@ def read_headers(file: Path) -> dict[str, Shape]:
     try:
         return {name: tuple(tensor.shape) for name, tensor in opened(file).items()}
     except Exception as error:  # of whatever kind: damaged files mislead parsers and unpicklers alike
-        found = str(error).rstrip(".") if isinstance(error, WeightsError) else first_line(error)
-        reason = found if file.stat().st_size else "the file is empty"
+        found = str(error).partition(" Fetch ")[0] if isinstance(error, WeightsError) else first_line(error)
+        reason = found.rstrip(".") if file.stat().st_size else "the file is empty"
         raise WeightsError(f"the header of {file} cannot be read: {reason}. Fetch the file again.") from error
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".verify.json"
 HUGGING_FACE = "Hugging Face eager, float32"
+VERDICT = "verdict"
+PROMPT_COLUMNS = ("prompt", "tokens", "largest error", "mean error", "of the spread", "typical", "KL", VERDICT)
+CHECK_COLUMNS = ("check", "of the spread", VERDICT, "detail")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,25 @@ class Check:
 
     def describe(self) -> str:
         return f"check '{self.name}': {self.detail}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was judged alike, in rows of text."""
+
+    title: str
+    """What was compared with what, and how near is near enough."""
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def drawn(self) -> Table:
+        """For a console of rich."""
+        from rich.table import Table
+
+        table = Table(*self.columns, title=self.title, title_justify="left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
 
 
 @dataclass(frozen=True)
@@ -127,10 +149,17 @@ class Report:
         write_json(path, self.to_json())
         return path
 
+    def sections(self) -> list[Section]:
+        """The prompts of each stage, then the checks of the cache."""
+        prompts = [_prompt_section(title, rows) for title, rows in _grouped(self.results, f"{self.model}: ").items()]
+        return [
+            *prompts,
+            *(_check_section(title, rows) for title, rows in _grouped(self.checks, "The cache: ").items()),
+        ]
+
     def tables(self) -> list[Table]:
-        """For a console of rich: the prompts of each stage, then the checks of the cache."""
-        prompts = [_prompt_table(title, rows) for title, rows in _grouped(self.results, f"{self.model}: ").items()]
-        return [*prompts, *(_check_table(title, rows) for title, rows in _grouped(self.checks, "The cache: ").items())]
+        """The same for a console of rich."""
+        return [section.drawn() for section in self.sections()]
 
     def to_text(self) -> str:
         """The tables and the verdict as plain text."""
@@ -167,15 +196,6 @@ def _verdict(passed: bool | None) -> str:
     return {True: "passed", False: "FAILED", None: "not here"}[passed]
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
-    return table
-
-
 def _bounds(allowed: Accuracy) -> str:
     """`up to 10 % of the spread`; what is not exact has more to say."""
     usually = f", half of the steps up to {percent(allowed.typical)}" if allowed.typical < allowed.largest else ""
@@ -192,15 +212,15 @@ def _grouped(rows: Sequence[Row], prefix: str) -> dict[str, list[Row]]:
     return found
 
 
-def _prompt_table(title: str, rows: Sequence[StageResult]) -> Table:
-    table = _table(title, ("prompt", "tokens", "largest error", "mean error", "of the spread", "typical", "KL", ""))
-    for row in rows:
-        c = row.comparison
+def _prompt_section(title: str, results: Sequence[StageResult]) -> Section:
+    rows = []
+    for result in results:
+        c = result.comparison
         tokens = _tokens(c) if c.tokens_equal else f"differ from {c.first_difference} on"
         numbers = (f"{c.largest_error:.1e}", f"{c.mean_error:.1e}", percent(c.relative_error), percent(c.typical_error))
-        verdict = "" if row.passed is None else _verdict(row.passed)
-        table.add_row(f"{row.prompt_length} tokens", tokens, *numbers, f"{c.kl:.1e}", verdict)
-    return table
+        verdict = "" if result.passed is None else _verdict(result.passed)
+        rows.append((f"{result.prompt_length} tokens", tokens, *numbers, f"{c.kl:.1e}", verdict))
+    return Section(title, PROMPT_COLUMNS, rows)
 
 
 def _tokens(c: Comparison) -> str:
@@ -209,9 +229,7 @@ def _tokens(c: Comparison) -> str:
     return f"{c.steps - c.ties - c.outliers} equal{others}"
 
 
-def _check_table(title: str, rows: Sequence[Check]) -> Table:
-    table = _table(title, ("check", "of the spread", "", "detail"))
-    for check in rows:
-        error = "" if check.error is None else percent(check.error)
-        table.add_row(check.name, error, _verdict(check.passed), check.detail)
-    return table
+def _check_section(title: str, checks: Sequence[Check]) -> Section:
+    errors = ["" if check.error is None else percent(check.error) for check in checks]
+    told = zip(checks, errors, strict=True)
+    return Section(title, CHECK_COLUMNS, [(c.name, error, _verdict(c.passed), c.detail) for c, error in told])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,25 @@ def folder(path: Path, config: object = None, weights: bool = True) -> Path:
     return path
 
 
+def sharded(path: Path, shards: int, missing: int) -> Path:
+    """Only an index, and the first of the files that it names."""
+    files = [f"{number}.safetensors" for number in range(shards)]
+    folder(path, LLAMA, weights=False)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: name for name in files}}))
+    for name in files[: shards - missing]:
+        (path / name).touch()
+    return path
+
+
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda path: path, "there is no folder"),
     "an empty folder": (folder, "has no config.json"),
     "no weights": (lambda path: folder(path, LLAMA, weights=False), "has no weights"),
+    "a shard is missing": (lambda path: sharded(path, 2, 1), "lacks 1 of its 2 weight files: 1.safetensors. Fetch the"),
+    "shards are missing": (
+        lambda path: sharded(path, 5, 4),
+        "lacks 4 of its 5 weight files: 1.safetensors, 2.safetensors, 3.safetensors, …. Fetch the model again.",
+    ),
     "remote code": (lambda path: folder(path, REMOTE), "pass --trust-remote-code if you trust it"),
     "an unknown type": (lambda path: folder(path, {"model_type": "zzz"}), "is of type 'zzz'"),
     "an encoder": (
@@ -51,6 +67,11 @@ def refused(result: Result, code: int = 1) -> str:
     assert result.code == code and result.out == "", result
     error: str = result.error
     return error
+
+
+def test_a_plan_needs_the_files_that_an_index_names(cli: Cli, scratch: Path, tmp_path: Path) -> None:
+    """What is missing of them would be missing of the sizes."""
+    assert "lacks 1 of its 2 weight files: 1.safetensors." in refused(cli("plan", sharded(tmp_path / "model", 2, 1)))
 
 
 @pytest.mark.parametrize("command", ["export", "compile", "infer"])
@@ -100,6 +121,31 @@ def test_options_that_cannot_be(cli: Cli, scratch: Path, model_folder: Path, wor
     prompt = [] if "--prompt" in words else ["--prompt", "x"]
     usage = {"--num-threads", "--model-name"} & set(words)
     assert message in refused(cli("infer", model_folder, *prompt, *words), 2 if usage else 1)
+    assert leftovers(scratch) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["infer", "demo", "--prompt"],
+        ["execute", "--prompt", "x", "--qpc-path"],
+        ["chat", "--system"],
+        ["verify"],
+        ["compile", "--compile-dir"],
+        ["export", "--hf-token"],
+        ["plan"],
+        ["numerics"],
+        ["models"],
+        ["cache", "info"],
+        ["doctor"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_are_no_text(cli: Cli, scratch: Path, words: list[str]) -> None:
+    """Bytes of another encoding, as Python hands them on."""
+    word = os.fsdecode(b"caf\xe9")
+    error = refused(cli(*words, word), 2)
+    assert error.startswith(f"word {len(words)} of these is no text in utf-8: 'caf\\xe9'.")
     assert leftovers(scratch) == []
 
 

@@ -9,6 +9,7 @@ from command_line import Cli
 
 from QEfficient.artifacts import ArtifactStore, write_json
 from QEfficient.program import MANIFEST
+from QEfficient.publication import TEMPORARY_PREFIX
 
 EXPORTED, COMPILED = "Tiny-0123456789abcdef", "Tiny-0123456789abcdef/qpc-fedcba9876543210"
 
@@ -44,6 +45,18 @@ def test_list(cli: Cli, store: ArtifactStore) -> None:
     document = cli("cache", "list", "--json").json
     assert [a["name"] for a in document["artifacts"]] == [EXPORTED, COMPILED]
     assert document["size"] == sum(a["size"] for a in document["artifacts"]) > 10_000
+
+
+def test_the_list_says_what_unfinished_builds_hold(cli: Cli, store: ArtifactStore) -> None:
+    """Of a builder that was killed; the next one removes it, as is said."""
+    left = store.find(EXPORTED).path.with_name(f"{TEMPORARY_PREFIX}01234567-Tiny-1")
+    (left / "weights").mkdir(parents=True)
+    (left / "weights" / "data").write_bytes(b"x" * 3_000_000)
+    result = cli("cache", "list")
+    assert "2 artifacts, " in result.err and "unfinished builds hold 3.0 MB there: the next build" in result.err
+    assert cli("cache", "list", "--json").json["unfinished"] == 3_000_000
+    store.publish(store.exported_folder("Tiny", "Tiny", "1" * 16), lambda where: _fill(where, {"kind": "exported"}))
+    assert not left.exists() and "unfinished" not in cli("cache", "list").err
 
 
 def test_an_empty_store_lists_nothing(cli: Cli, scratch: Path) -> None:

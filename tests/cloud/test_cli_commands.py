@@ -16,7 +16,9 @@ from command_line import Cli
 
 import QEfficient
 from QEfficient.cloud import doctor
+from QEfficient.cloud.main import command_names
 from QEfficient.errors import DeviceError, VerificationError
+from QEfficient.verification.report import Section
 
 
 def test_no_command_is_wrong_usage(cli: Cli) -> None:
@@ -33,10 +35,11 @@ def test_an_unknown_command_is_refused_with_a_suggestion(cli: Cli) -> None:
     assert result.code == 2 and "Did you mean 'export'?" in result.error
 
 
-@pytest.mark.parametrize("command", ["export", "compile", "infer", "execute"])
+@pytest.mark.parametrize("command", command_names())
 def test_modules_run_as_programs(command: str) -> None:
-    words = [sys.executable, "-m", f"QEfficient.cloud.{command}", "--no-such-flag-at-all"]
-    result = subprocess.run(words[:-1] + ["--ctx_lenn", "3"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", f"QEfficient.cloud.{command}", "--simulat=3", "--jsonn"], capture_output=True, text=True
+    )
     assert result.returncode == 2 and f"error: python -m QEfficient.cloud.{command} does not know" in result.stderr
 
 
@@ -180,8 +183,12 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {"passed": not self.sentence}
 
-    def to_text(self) -> str:
-        return "the tables\n"
+    def sections(self) -> list[Section]:
+        found = [("a stage", ("prompt", "verdict")), ("another stage", ("prompt", "verdict")), ("cache", ("check",))]
+        return [Section(title, columns, [("x\ty", "passed")[: len(columns)]]) for title, columns in found]
+
+    def verdict(self) -> str:
+        return "all is well."
 
     def raise_if_failed(self) -> None:
         if self.sentence:
@@ -207,7 +214,9 @@ def ladder(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_verify_hands_everything_on(cli: Cli, ladder: dict[str, Any]) -> None:
     words = ["--full-batch-size", 2, "--ctx-len", 64, "--num-threads", 1, "--dtype", "float16", "--prompt", "a|b"]
     result = cli("verify", "model", "--device", "reference", "--generation-len", 5, *words)
-    assert (result.code, result.out) == (0, "the tables\n")
+    rows = ["compared\tprompt\tverdict", "a stage\tx\\ty\tpassed", "another stage\tx\\ty\tpassed"]
+    assert (result.code, result.out.splitlines()) == (0, [*rows, "compared\tcheck", "cache\tx\\ty"])
+    assert "all is well." in result.err
     del ladder["progress"]
     assert ladder == {
         "target": "model",

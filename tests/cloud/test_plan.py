@@ -152,6 +152,7 @@ def test_files_that_are_not_the_models_are_told_apart(cli: Cli, model_folder: Pa
         (folder / "model.safetensors").write_bytes(content)
         result = cli("plan", folder)
         assert rows(result.out)["weights in the files"] == "unreadable" and said in result.err
+        assert result.err.count("Fetch ") == 1
         assert said in cli("plan", folder, "--json").json["files"]["unreadable"]
 
 

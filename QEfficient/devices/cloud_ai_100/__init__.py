@@ -11,6 +11,7 @@ qconfig                 qconfig.json: what a program was made from, for people
 container               programqpc.bin: what the compiler wrote, read without the SDK
 graph/                  what becomes of the graph before the compiler reads it
 compilation             all of it, one step after the other
+running                 a compiler's run: how it ended, what it said and warned about
 bound                   programs that end when we do
 qnn/                    the same by QNN's tools
 published               records of a compilation by the names that files have in the end
@@ -41,6 +42,7 @@ from QEfficient.devices.cloud_ai_100.custom_io import check_blocks
 from QEfficient.devices.cloud_ai_100.opened import find_binary
 from QEfficient.devices.cloud_ai_100.options import OPTION_TYPES, READ_FILES, read_options, said
 from QEfficient.devices.cloud_ai_100.sdk import find_sdk, is_simulated, sdk_root
+from QEfficient.devices.cloud_ai_100.specializations_file import check_told_apart
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec
@@ -68,6 +70,13 @@ class CloudAI100(Device):
         except DeviceError as error:
             return str(error)
         return None
+
+    @classmethod
+    def lacks_to_run(cls, asking: bool = False) -> str:
+        from QEfficient.devices.cloud_ai_100.faults import silence
+        from QEfficient.devices.cloud_ai_100.inference_session import runtime_lacks
+
+        return runtime_lacks() or (silence() if asking else "")
 
     @classmethod
     def software(cls) -> str:
@@ -171,9 +180,10 @@ class CloudAI100(Device):
     def check_calls(self, spec: CompileSpec, own: Mapping[str, Any]) -> None:
         from QEfficient.devices.cloud_ai_100.qnn import compilation as qnn_compilation
 
-        options = read_options(own)
+        options, entries = read_options(own), spec.specializations()
+        check_told_apart(entries)
         if options.enable_qnn:
-            qnn_compilation.check_calls(spec.specializations(), options)
+            qnn_compilation.check_calls(entries, options)
 
     def check_layers(self, layers: int, own: Mapping[str, Any]) -> None:
         from QEfficient.devices.cloud_ai_100.partitions import layers_per_partition

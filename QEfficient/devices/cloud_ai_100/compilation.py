@@ -11,9 +11,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
-import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,29 +19,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from QEfficient.devices.cloud_ai_100 import custom_io, partitions, qconfig
-from QEfficient.devices.cloud_ai_100.bound import bound
 from QEfficient.devices.cloud_ai_100.command import Compilation, Files, OldNames, command, legacy_command
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
 from QEfficient.devices.cloud_ai_100.graph import layer_nodes, prepared
 from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
-from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, hardware_version
+from QEfficient.devices.cloud_ai_100.running import Ran, run_compiler, tell_warnings
+from QEfficient.devices.cloud_ai_100.sdk import Sdk, ask_query_tool, find_sdk, hardware_version
 from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
 from QEfficient.devices.slotted import check_batching
-from QEfficient.errors import CompilationError, DeviceError
+from QEfficient.errors import ArtifactError, CompilationError, DeviceError
 from QEfficient.program import ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec, Specialization
 
 ROLE = "lm"
-LOG = "compiler.log"
 EXPORT_RECORD = "hashed_export_params.json"
 SIMULATOR_SAYS = "qaic simulator"
-LAST_LINES = 12
 QUERY_SECONDS = 60
-WARNING = re.compile(r"(?:^|[\s\[])warning[:\]]", re.IGNORECASE)
-"""`Warning: …`, `[warning] …`, `tool: WARNING: …`: how the compilers' lines begin is not documented."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def compile_program(
 ) -> Mapping[str, Any]:
     """Write the compiled program and everything that belongs to it into `folder`; returns the report."""
     options, sdk = check_options(spec.device_options), find_sdk()
-    hardware = options.aic_hw_version or installed_hardware(sdk)
+    hardware = options.aic_hw_version or installed_hardware()
     check_program(program, spec, hardware)
     compiler = Compiler(sdk, options, hardware, old_names)
     with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
@@ -97,14 +88,14 @@ def compile_program(
             onnx = layer_nodes.with_names(onnx, Path(scratch))
         asked = _put_together(program, spec, compiler, onnx, folder)
         arguments = (legacy_command if old_names else command)(asked.compilation)
-        said = run_compiler(arguments, folder, Path(scratch))
-    check_result(asked.compilation.files.binary, asked.graph, asked.entries, said)
+        ran = run_compiler(arguments, folder, Path(scratch))
+    check_result(asked.compilation.files.binary, asked.graph, asked.entries, ran)
     write_qconfig(program, spec, compiler, folder)
-    tell_warnings(said)
+    tell_warnings(ran.said)
     return {
         "sdk": sdk.version,
         "hardware": hardware,
-        "simulated": SIMULATOR_SAYS in said,
+        "simulated": SIMULATOR_SAYS in ran.log,
         "command": arguments,
         "devices": _devices(asked.compilation),
         "specializations": len(asked.entries),
@@ -120,7 +111,7 @@ def takes(dtype: str, options: CompilerOptions) -> bool:
     """Whether a program of this type can be compiled with these options; asks for the hardware only if that matters."""
     if computes_in(dtype, "ai100"):
         return True
-    return not options.enable_qnn and computes_in(dtype, options.aic_hw_version or installed_hardware(find_sdk()))
+    return not options.enable_qnn and computes_in(dtype, options.aic_hw_version or installed_hardware())
 
 
 def check_program(program: ExportedProgram, spec: CompileSpec, hardware: str) -> None:
@@ -173,54 +164,16 @@ def _devices(compilation: Compilation) -> int:
     return partitions.devices_in(path) if path else 1
 
 
-def run_compiler(
-    arguments: Sequence[str], folder: Path, workplace: Path, environment: Mapping[str, str] | None = None
-) -> str:
-    """Run it to its end, in `workplace`; everything that it says is kept in `folder`, behind what was said before.
-    Raises `CompilationError` if it fails."""
-    try:
-        done = subprocess.run(
-            bound(arguments),
-            cwd=workplace,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        raise CompilationError(f"the compiler {arguments[0]} cannot be started: {error}.") from error
-    said = f"{shlex.join(arguments)}\n{done.stdout}{done.stderr}"
-    with (folder / LOG).open("a", encoding="utf-8") as log:
-        log.write(said)
-    if done.returncode:
-        last, tool = last_lines(done.stderr or done.stdout), Path(arguments[0]).name
-        raise CompilationError(
-            f"{tool} ended with exit code {done.returncode}: {last}\ncommand: {shlex.join(arguments)}"
-        )
-    return said
-
-
-def tell_warnings(said: str) -> None:
-    """Show the user what the compiler warned about: once each, in one warning of ours."""
-    found = list(dict.fromkeys(line.strip() for line in said.splitlines() if WARNING.search(line)))
-    if found:
-        more = [f"… and {len(found) - LAST_LINES} more"] if len(found) > LAST_LINES else []
-        listed = "".join(f"\n  {line}" for line in [*found[:LAST_LINES], *more])
-        logger.warning("the compiler warns (all that it said is in %s beside the program):%s", LOG, listed)
-
-
-def last_lines(said: str) -> str:
-    """For an error: the folder with all of it is not kept then."""
-    return "\n".join(said.strip().splitlines()[-LAST_LINES:]) or "it said nothing"
-
-
-def check_result(binary: Path, graph: GraphSpec, entries: Sequence[Specialization], said: str) -> None:
+def check_result(binary: Path, graph: GraphSpec, entries: Sequence[Specialization], ran: Ran) -> None:
     """Hold the container against what was asked for: its tensors, and their sizes in every specialization."""
     path = binary / FILE
     if not path.is_file():
-        raise CompilationError(f"the compiler ended without an error, but wrote no {FILE}: {last_lines(said)}")
-    found = read_description(path).sizes()
+        raise CompilationError(f"{ran.tool} wrote no {FILE}. {ran.describe()}")
+    try:
+        found = read_description(path).sizes()
+    except ArtifactError as error:
+        unread = str(error.__cause__ or error)
+        raise CompilationError(f"what {ran.tool} wrote is no program: {unread}. {ran.describe()}") from error
     wanted = [_sizes(graph, entry) for entry in entries]
     for entry, sizes in zip(entries, wanted, strict=True):
         if sizes not in found:
@@ -247,13 +200,12 @@ def _difference(wanted: Mapping[str, tuple[int, ...]], found: Sequence[Mapping[s
     return f"it has {', '.join(extra)} besides"
 
 
-def installed_hardware(sdk: Sdk) -> str:
+def installed_hardware() -> str:
     """The generation of this machine's cards; the older where nobody can say."""
     try:
-        done = subprocess.run([sdk.query_tool, "-q"], capture_output=True, text=True, timeout=QUERY_SECONDS)
+        return hardware_version(ask_query_tool("-q", seconds=QUERY_SECONDS))
     except (OSError, subprocess.TimeoutExpired):
         return hardware_version("")
-    return hardware_version(done.stdout)
 
 
 def _model_config(program: ExportedProgram) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
-from QEfficient.devices.cloud_ai_100.sdk import query_tool
+from QEfficient.devices.cloud_ai_100.sdk import ask_query_tool, query_tool
 from QEfficient.devices.cloud_ai_100.shares import held_here
 from QEfficient.errors import (
     ArtifactError,
@@ -87,6 +87,22 @@ def named(error: BaseException, otherwise: str) -> DeviceError:
     found = DeviceError(f"{otherwise}: {error}")
     found.__cause__ = error
     return found
+
+
+def silence() -> str:
+    """A sentence that says why the cards do not tell what they are; empty where they do, or nobody here could ask."""
+    try:
+        ask_query_tool("-q", seconds=QUERY_SECONDS)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{query_tool()} cannot be started: {error.strerror}."
+    except subprocess.TimeoutExpired:
+        return (
+            f"{query_tool()} did not answer within {QUERY_SECONDS} s, so a card or its driver hangs. Reset the card, or"
+            " start this machine again."
+        )
+    return ""
 
 
 def _timed_out(placement: Placement) -> DeviceTimeoutError:
@@ -166,10 +182,9 @@ def _cores_needed(placement: Placement) -> int:
 
 def _card(device: int) -> Mapping[str, str]:
     """What the tool says of a card, by name; nothing where it cannot be asked."""
-    command = [str(query_tool()), "-q", "-d", str(device)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=QUERY_SECONDS)
+        said = ask_query_tool("-q", "-d", str(device), seconds=QUERY_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    fields = (line.partition(":") for line in done.stdout.splitlines())
+    fields = (line.partition(":") for line in said.splitlines())
     return {name.strip(): value.strip() for name, colon, value in fields if colon}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import platform
 import sys
@@ -17,13 +17,22 @@ import numpy as np
 
 from QEfficient.devices.cloud_ai_100 import faults
 from QEfficient.devices.cloud_ai_100.container import BINARY, FILE
-from QEfficient.devices.cloud_ai_100.sdk import sdk_root
+from QEfficient.devices.cloud_ai_100.sdk import ROOT_VARIABLE, sdk_root
 from QEfficient.devices.cloud_ai_100.shares import Share
-from QEfficient.errors import SessionLostError
+from QEfficient.errors import SessionLostError, first_line
 
 logger = logging.getLogger(__name__)
 
 RUNTIME, MESSAGES = "qaicrt", "QAicApi_pb2"
+USED = {
+    RUNTIME: (
+        "Context", "Queue", "Qpc", "Program", "QAicProgramProperties", "ExecObj", "QBuffer", "BufferDimensionsVecRef",
+        "QStatus",
+    ),
+    MESSAGES: ("IoDesc", "BUFFER_IO_TYPE_INPUT", "BUFFER_IO_TYPE_OUTPUT"),
+}  # fmt: skip
+"""The SDK's modules, and what every session takes of them."""
+REPAIR = f"Install the Apps SDK again, or set {ROOT_VARIABLE} to the folder that it lies in."
 TIMEOUT_MS = 60_000
 NUMPY_TYPES = {
     "FLOAT_TYPE": np.float32,
@@ -46,21 +55,45 @@ Shape = tuple[int, tuple[int, ...]]
 
 
 def load_runtime() -> tuple[Any, Any]:
-    """The SDK's modules. Raises `ImportError` that says where they were looked for."""
+    """The SDK's modules. Raises `ImportError` that says where they were looked for, or why they cannot be used."""
     folders = [sdk_root() / "dev" / "lib" / platform.machine(), sdk_root() / "dev" / "python"]
-    for name in (RUNTIME, MESSAGES):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
-            break
-    try:
-        return importlib.import_module(RUNTIME), importlib.import_module(MESSAGES)
-    except ImportError as error:
+    if not all(map(_is_there, USED)):
+        sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
+    missing = [name for name in USED if not _is_there(name)]
+    if missing:
         raise ImportError(
-            f"running on the Cloud AI 100 needs the modules {RUNTIME} and {MESSAGES} of Qualcomm's Apps SDK, which are"
-            f" not in {' nor in '.join(map(str, folders))}: {error}."
-        ) from error
+            f"running on the Cloud AI 100 needs the modules {RUNTIME} and {MESSAGES} of Qualcomm's Apps SDK, but"
+            f" {' and '.join(missing)} cannot be found, neither in {' nor in '.join(map(str, folders))}. {REPAIR}"
+        )
+    return _module(RUNTIME), _module(MESSAGES)
+
+
+def runtime_lacks() -> str:
+    """A sentence that says why nothing can run on a card here; empty if the runtime can be used."""
+    try:
+        load_runtime()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def _is_there(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def _module(name: str) -> Any:
+    """A module of the SDK. One that breaks on its import, or lacks what a session needs, is refused with its place."""
+    spec = importlib.util.find_spec(name) if name not in sys.modules else sys.modules[name].__spec__
+    place = f", {spec.origin}," if spec else ""
+    unusable = f"the module {name} of Qualcomm's Apps SDK{place} cannot be used"
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # whatever code of others does
+        raise ImportError(f"{unusable}: {first_line(error)}. {REPAIR}") from error
+    lacking = [used for used in USED[name] if not hasattr(module, used)]
+    if lacking:
+        raise ImportError(f"{unusable}: it has no {', '.join(lacking)}. {REPAIR}")
+    return module
 
 
 class QAICInferenceSession:

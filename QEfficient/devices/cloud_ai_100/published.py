@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from QEfficient.devices.cloud_ai_100.compilation import LOG
+from QEfficient.devices.cloud_ai_100.running import LOG
 from QEfficient.publication import final_place
 
 COMMANDS = ("command", "commands")

@@ -64,11 +64,6 @@ class Sdk:
         """Whether specializations may have names. An unknown version gets the flat form, as older ones need it."""
         return self.version is not None and _numbers(self.version) >= NAMED_SPECIALIZATIONS_FROM
 
-    @property
-    def query_tool(self) -> Path:
-        """Lists the devices of this machine."""
-        return self.root / QUERY_TOOL
-
 
 def sdk_root() -> Path:
     """The folder that the SDK is expected in."""
@@ -87,6 +82,15 @@ def simulated_version() -> str | None:
 def query_tool() -> Path:
     """Where the tool that lists and resets devices is expected, with a compiler beside it or without."""
     return sdk_root() / QUERY_TOOL
+
+
+def ask_query_tool(*arguments: str, seconds: float) -> str:
+    """What the tool prints, whatever it ends with. Raises `OSError` or `subprocess.TimeoutExpired` where it cannot be
+    asked: a card that hangs may keep it waiting too."""
+    done = subprocess.run(  # its bytes are not ours to trust
+        [query_tool(), *arguments], capture_output=True, text=True, errors="replace", timeout=seconds
+    )
+    return done.stdout
 
 
 def is_simulated(root: Path) -> bool:
@@ -110,7 +114,7 @@ def simulated_root(version: str, qnn: bool = False) -> Path:
     root = ArtifactStore().root / f"{SIMULATOR}-{'qnn-' if qnn else ''}{version}-{_simulator_digest()}"
     if not is_simulated(root):
         command = [sys.executable, "-m", f"{SIMULATOR}.root", str(root), "--sdk", version, *(["--qnn"] if qnn else [])]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             last = done.stderr.strip().rpartition("\n")[2]
             raise DeviceError(f"the simulator of SDK {version} cannot be set up: {last}")
@@ -139,7 +143,21 @@ def find_sdk() -> Sdk:
         raise DeviceError(_absence(root))
     if not os.access(compiler, os.X_OK):
         raise DeviceError(f"the compiler {compiler} cannot be executed by this user. Check its permissions.")
-    return Sdk(root, compiler, _version(root, "apps"), _version(root, "platform"))
+    sdk = Sdk(root, compiler, _version(root, "apps"), _version(root, "platform"))
+    if sdk.version is None:
+        _say_unknown_version(root)
+    return sdk
+
+
+@functools.cache
+def _say_unknown_version(root: Path) -> None:
+    """Once for each: the SDK is looked for many times."""
+    first = ".".join(map(str, NAMED_SPECIALIZATIONS_FROM))
+    logger.warning(
+        "the version of the SDK in %s cannot be read: %s is missing, or holds none. It is taken for one before %s,"
+        " whose compiler reads specializations without names; a later one will refuse them. Install the SDK again.",
+        *(root, VERSIONS / "apps.xml", first),
+    )
 
 
 def hardware_version(query: str) -> str:

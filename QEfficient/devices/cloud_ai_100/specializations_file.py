@@ -15,6 +15,8 @@ from QEfficient.specs import Specialization
 FILE = "specializations.json"
 NAME_KEY = "_graph_name"
 """Names an entry of a flat list; no symbol."""
+TOKENS = ("batch_size", "seq_len")
+"""The symbols of `input_ids`."""
 VARIANT_KEY = "model_type"
 """A symbol that tells the variants of one module apart."""
 
@@ -38,6 +40,20 @@ def specializations_text(entries: Iterable[Entry], sdk: Sdk, module: str | None 
     else:
         listed = [entry.symbols for entry in named]
     return json.dumps({"specializations": listed}, indent=4)
+
+
+def check_told_apart(entries: Sequence[Specialization]) -> None:
+    """Refuse shapes of which no single input tells which is meant: several that do so together are not enough."""
+    symbols = {symbol for entry in entries for symbol in entry.symbols}
+    inputs = [TOKENS, *((symbol,) for symbol in sorted(symbols - set(TOKENS)))]
+    shapes = {names: [tuple(entry.symbols.get(name) for name in names) for entry in entries] for names in inputs}
+    if all(len(set(found)) < len(entries) for found in shapes.values()):
+        tokens = ", ".join("x".join(map(str, shape)) for shape in shapes[TOKENS])
+        raise OptionError(
+            f"the compiler needs one input whose shape is another in each of the {len(entries)} shapes, but input_ids"
+            f" is {tokens}, and no other input is either. Choose a prefill_seq_len that is no num_speculative_tokens +"
+            " 1, or other comp_ctx_lengths for prefill than for decoding."
+        )
 
 
 def read_specializations(given: Any) -> tuple[Specialization, ...]:

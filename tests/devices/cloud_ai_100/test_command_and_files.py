@@ -6,6 +6,7 @@ code under test. Where they differ, the description decides.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -24,8 +25,16 @@ from QEfficient.devices.cloud_ai_100.partitions import (
     slices_text,
 )
 from QEfficient.devices.cloud_ai_100.qconfig import Origin, compiler_config, qconfig
-from QEfficient.devices.cloud_ai_100.sdk import DEFAULT_ROOT, ROOT_VARIABLE, Sdk, find_sdk, hardware_version, sdk_root
-from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
+from QEfficient.devices.cloud_ai_100.sdk import (
+    DEFAULT_ROOT,
+    ROOT_VARIABLE,
+    Sdk,
+    find_sdk,
+    hardware_version,
+    query_tool,
+    sdk_root,
+)
+from QEfficient.devices.cloud_ai_100.specializations_file import check_told_apart, specializations_text
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import GraphSpec, StateSpec, TensorSpec
 from QEfficient.specs import CompileSpec, Specialization
@@ -322,6 +331,24 @@ def test_impossible_lists_are_refused() -> None:
         names()
 
 
+@pytest.mark.parametrize(
+    ("asked", "together"),
+    [
+        (CompileSpec(1, 4, 16, num_speculative_tokens=(0, 3)), True),  # 4 tokens twice, 1 logit twice
+        (CompileSpec(1, 4, 16, num_speculative_tokens=(3,)), False),
+        (CompileSpec(1, 8, 16, num_speculative_tokens=(0, 3)), False),
+        (CompileSpec(1, 4, 16, full_batch_size=2, num_speculative_tokens=(0, 3)), False),  # rows differ
+        (CompileSpec(1, 4, 16, comp_ctx_lengths_prefill=(8,), comp_ctx_lengths_decode=(8, 16)), True),
+        (CompileSpec(1, 4, 16, comp_ctx_lengths_prefill=(4,), comp_ctx_lengths_decode=(8, 16)), False),
+        (CompileSpec(1, 1, 16), False),
+    ],
+)
+def test_one_input_tells_shapes_apart(asked: CompileSpec, together: bool) -> None:
+    refused = pytest.raises(OptionError, match="needs one input whose shape is another in each of the 3 shapes")
+    with refused if together else contextlib.nullcontext():
+        check_told_apart(asked.specializations())
+
+
 def test_old_compilers_get_symbols_only() -> None:
     entries = [{"name": "Decode", "symbols": {"seq_len": 1}}, {"_graph_name": "Prefill", "seq_len": 8}]
     assert json.loads(specializations_text(entries, OLD)) == {"specializations": [{"seq_len": "1"}, {"seq_len": "8"}]}
@@ -408,7 +435,7 @@ def test_an_sdk_is_found(installed: Path) -> None:
     sdk = find_sdk()
     assert (sdk.tool, sdk.version, sdk.platform_version) == ("qaic-compile", "1.22.0", "1.21.6.0")
     assert sdk.reads_named_specializations and not sdk.runs_after_compiling
-    assert sdk.query_tool == installed / "tools/qaic-util"
+    assert query_tool() == installed / "tools/qaic-util"
 
 
 def test_the_older_compiler_is_taken_where_there_is_no_other(installed: Path) -> None:
@@ -433,10 +460,17 @@ def test_named_specializations_need_a_known_version(version: str | None, named: 
         "<v>1.22.0</v>" + " " * 70_000,
     ],
 )
-def test_odd_version_files_are_no_version(installed: Path, text: str) -> None:
+def test_odd_version_files_are_no_version(installed: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     (installed / "versions/apps.xml").write_text(text)
     (installed / "versions/platform.xml").unlink()
     assert (find_sdk().version, find_sdk().platform_version) == (None, None)
+    (said,) = caplog.messages
+    assert f"the version of the SDK in {installed} cannot be read" in said and "one before 1.22" in said
+
+
+def test_a_version_that_is_read_needs_no_word(installed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    find_sdk()
+    assert not caplog.messages
 
 
 def test_an_absent_sdk_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from QEfficient import QEFFAutoModelForCausalLM
+from QEfficient.artifacts import ArtifactStore
 from QEfficient.devices.cloud_ai_100 import CloudAI100
-from QEfficient.devices.cloud_ai_100.compilation import LAST_LINES, tell_warnings
+from QEfficient.devices.cloud_ai_100.compilation import installed_hardware
 from QEfficient.devices.cloud_ai_100.container import read_description
-from QEfficient.errors import CompilationError, DeviceError, OptionError
+from QEfficient.devices.cloud_ai_100.running import LAST_LINES, tell_warnings
+from QEfficient.devices.cloud_ai_100.sdk import query_tool
+from QEfficient.errors import CompilationError, DeviceError, OptionError, StorageError
 from QEfficient.program import ExportedProgram, load_exported
 from QEfficient.specs import CompileSpec
 from QEfficient.transformers.models import stages
@@ -109,7 +112,7 @@ def test_other_models(new_sdk: str, tmp_path: Path, folder: Path, model_type: st
 
 def test_what_the_compiler_refuses(sdk: str, program: ExportedProgram, folder: Path) -> None:
     """Its own words, and the command."""
-    message = r"exit code 1: .*Invalid option -new-option\.(.|\n)*command: .*qaic-compile -aic-hw .* -new-option"
+    message = r"exit code 1:\n.*Invalid option -new-option\.(.|\n)*command: .*qaic-compile -aic-hw .* -new-option"
     with pytest.raises(CompilationError, match=message):
         CloudAI100().compile(program, spec(extra_compiler_args=["-new-option"]), folder)
     assert "Invalid option" in (folder / "compiler.log").read_text()
@@ -182,8 +185,83 @@ def test_a_compiler_that_wrote_nothing(
     from QEfficient.devices.cloud_ai_100 import compilation
 
     monkeypatch.setattr(compilation, "command", lambda asked: ["/bin/echo", "all is well"])
-    with pytest.raises(CompilationError, match=r"wrote no programqpc\.bin: (.|\n)*all is well"):
+    with pytest.raises(
+        CompilationError, match=r"^echo wrote no programqpc\.bin\. It ended .*said:\nall is well\ncommand"
+    ):
         CloudAI100().compile(program, spec(), folder)
+
+
+@pytest.fixture
+def compiler(new_sdk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is run in place of the compiler."""
+    from QEfficient.devices.cloud_ai_100 import compilation
+
+    path = tmp_path / "own-compiler"
+    path.touch(mode=0o755)
+    monkeypatch.setattr(compilation, "command", lambda asked: [str(path), str(asked.files.binary)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exit 1", r"exit code 1, and said nothing\ncommand: .*own-compiler"),
+        ("echo one; echo two >&2; exit 3", r"exit code 3:\ntwo\ncommand: "),
+        (r"printf '\377\376\n' >&2; exit 3", "exit code 3:\n\N{REPLACEMENT CHARACTER}{2}\n"),
+        ("kill -SEGV $$", r"the signal SIGSEGV, and said nothing\n"),
+        ("exit 139", r"exit code 139, which is a shell's for the signal SIGSEGV, and"),
+        ("kill -KILL $$", r"the signal SIGKILL, as where memory has run out, and"),
+        ("exit 255", r"exit code 255, and"),
+    ],
+)
+def test_how_a_compiler_ended(
+    compiler: Path, program: ExportedProgram, folder: Path, script: str, message: str
+) -> None:
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(CompilationError, match=f"^own-compiler ended with {message}"):
+        CloudAI100().compile(program, spec(), folder)
+
+
+def test_a_compiler_that_wrote_no_program(compiler: Path, program: ExportedProgram, folder: Path) -> None:
+    compiler.write_text('#!/bin/sh\nmkdir -p "$1"\necho junk >"$1/programqpc.bin"\necho all is well\n')
+    with pytest.raises(
+        CompilationError, match=r"^what own-compiler wrote is no program: .*said:\nall is well\ncommand"
+    ):
+        CloudAI100().compile(program, spec(), folder)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'cannot write: No space left on device' >&2; exit 1", r"the disk is full \(.* free without the unfin"),
+        ("kill -XFSZ $$", "a file grew beyond the size that is allowed here"),
+    ],
+)
+def test_a_compiler_without_space(
+    compiler: Path, program: ExportedProgram, tmp_path: Path, script: str, message: str
+) -> None:
+    """Said as where the disk is full at an export, not by the compiler's words and its whole command."""
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(StorageError, match=rf"{message}.* [Ss]et QEFF_HOME to another folder") as caught:
+        ArtifactStore(tmp_path).publish(
+            tmp_path / "compiled", lambda where: CloudAI100().compile(program, spec(), where) and None
+        )
+    assert "command: " not in str(caught.value) and not (tmp_path / "compiled").exists()
+
+
+def test_a_full_disk_of_the_simulator(
+    new_sdk: str, program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QAIC_SIM_COMPILER_FAULT", "full")
+    with pytest.raises(StorageError, match="the disk is full"):
+        ArtifactStore(tmp_path).publish(
+            tmp_path / "compiled", lambda where: CloudAI100().compile(program, spec(), where) and None
+        )
+
+
+def test_what_the_tools_print_need_not_be_text(new_sdk: str) -> None:
+    query_tool().write_text(r"#!/bin/sh" "\n" r"printf '\377\376\200 IMAGE_VARIANT:AIC200\n'" "\n")
+    assert installed_hardware() == "ai200"
 
 
 def test_without_an_sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

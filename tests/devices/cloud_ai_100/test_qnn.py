@@ -94,7 +94,7 @@ def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QnnSdk:
     installed = QnnSdk(tmp_path)
     for path in (installed.converter, installed.context_binary_generator, installed.backend, installed.extensions):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.touch(mode=0o755)
     (tmp_path / "sdk.yaml").write_text("product: qairt\nversion: 2.34.0.250424\n")
     return installed
 
@@ -121,9 +121,12 @@ def test_the_version_is_read_tolerantly(sdk: QnnSdk, text: str, version: str | N
     assert tools.find_qnn_sdk().version == version
 
 
-def test_a_file_that_is_no_text_has_no_version(sdk: QnnSdk) -> None:
+def test_a_file_that_is_no_text_has_no_version(sdk: QnnSdk, caplog: pytest.LogCaptureFixture) -> None:
+    """Which is told, once."""
     (sdk.root / "sdk.yaml").write_bytes(b"\xff\xfe\x00")
-    assert tools.find_qnn_sdk().version is None
+    assert tools.find_qnn_sdk().version is tools.find_qnn_sdk().version is None
+    (said,) = caplog.messages
+    assert said.startswith(f"the version of QNN's SDK cannot be read from {sdk.root / 'sdk.yaml'}.")
 
 
 def test_an_sdk_that_nobody_named(sdk: QnnSdk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +162,13 @@ def test_the_tools_find_their_own_libraries(sdk: QnnSdk, monkeypatch: pytest.Mon
 def test_an_sdk_that_lacks_a_part(sdk: QnnSdk, part: str) -> None:
     (sdk.root / part).unlink()
     with pytest.raises(DeviceError, match=f"which holds no {part}"):
+        tools.find_qnn_sdk()
+
+
+@pytest.mark.parametrize("tool", ["qairt-converter", "qnn-context-binary-generator"])
+def test_a_tool_that_cannot_be_executed(sdk: QnnSdk, tool: str) -> None:
+    (sdk.converter.parent / tool).chmod(0o644)
+    with pytest.raises(DeviceError, match=f"{tool} cannot be executed by this user. Check its permissions"):
         tools.find_qnn_sdk()
 
 

@@ -23,6 +23,7 @@ from QEfficient.devices.cloud_ai_100.options import CompilerOptions
 from QEfficient.devices.cloud_ai_100.qnn import files as qnn_files
 from QEfficient.devices.cloud_ai_100.qnn import tools
 from QEfficient.devices.cloud_ai_100.qnn.tools import QnnCompilation, QnnFiles
+from QEfficient.devices.cloud_ai_100.running import Ran, run_compiler, tell_warnings
 from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk
 from QEfficient.devices.cloud_ai_100.specializations_file import FILE, specializations_text
 from QEfficient.errors import CompilationError
@@ -69,7 +70,7 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
     options, sdk = compilation.check_options(spec.device_options), find_sdk()
     check_options(options)
     check_calls(spec.specializations(), options)
-    hardware = options.aic_hw_version or compilation.installed_hardware(sdk)
+    hardware = options.aic_hw_version or compilation.installed_hardware()
     options = replace(options, aic_hw_version=hardware)
     compilation.check_program(program, spec, hardware)
     with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
@@ -77,12 +78,12 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
         onnx = for_half(program.onnx_path(compilation.ROLE), Path(scratch), entries)
         asked = _put_together(program, spec, options, QnnFiles(folder, onnx, Path(scratch)))
         _write_files(asked, sdk)
-        said = _run(asked)
-    compilation.check_result(asked.files.binary, asked.graph, asked.specializations, said)
+        converted, generated = _run(asked)
+    compilation.check_result(asked.files.binary, asked.graph, asked.specializations, generated)
     content = {"qnn_sdk_version": asked.sdk.version, **_content(options)}
     compilation.write_qconfig(program, spec, compilation.Compiler(sdk, options, hardware), folder, content)
-    compilation.tell_warnings(said)
-    return _report(asked, sdk, said)
+    tell_warnings(f"{converted.said}\n{generated.said}")
+    return _report(asked, sdk, converted.log + generated.log)
 
 
 def _config_path(options: CompilerOptions) -> Path | None:
@@ -111,26 +112,23 @@ def _write_files(asked: QnnCompilation, sdk: Sdk) -> None:
     asked.files.binary.mkdir()
 
 
-def _run(asked: QnnCompilation) -> str:
-    """Both tools; all that they said."""
+def _run(asked: QnnCompilation) -> tuple[Ran, Ran]:
+    """Both tools."""
     files, environment = asked.files, asked.sdk.environment()
-    converted = compilation.run_compiler(tools.converter_command(asked), files.folder, files.workplace, environment)
+    converted = run_compiler(tools.converter_command(asked), files.folder, files.workplace, environment)
     if not asked.files.dlc.is_file():
-        raise CompilationError(
-            f"{asked.sdk.converter.name} ended without an error, but wrote no {asked.files.dlc.name}:"
-            f" {compilation.last_lines(converted)}"
-        )
+        raise CompilationError(f"{converted.tool} wrote no {asked.files.dlc.name}. {converted.describe()}")
     generating = tools.context_binary_command(asked)
-    return converted + compilation.run_compiler(generating, files.folder, files.workplace, environment)
+    return converted, run_compiler(generating, files.folder, files.workplace, environment)
 
 
-def _report(asked: QnnCompilation, sdk: Sdk, said: str) -> Mapping[str, Any]:
+def _report(asked: QnnCompilation, sdk: Sdk, log: str) -> Mapping[str, Any]:
     partitions = tools.settings(asked).get(qnn_files.PARTITION_KEY)
     return {
         "sdk": sdk.version,
         "qnn_sdk": asked.sdk.version,
         "hardware": asked.options.aic_hw_version,
-        "simulated": compilation.SIMULATOR_SAYS in said,
+        "simulated": compilation.SIMULATOR_SAYS in log,
         "commands": [tools.converter_command(asked), tools.context_binary_command(asked)],
         "devices": qnn_files.partition_devices(asked.files.folder / partitions) if partitions else 1,
         "specializations": len(asked.specializations),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -106,7 +107,22 @@ def find_qnn_sdk() -> QnnSdk:
     missing = [str(path.relative_to(sdk.root)) for path in parts if not path.is_file()]
     if missing:
         raise _absence(f"{ROOT_VARIABLE} is {sdk.root}, which holds no {' and no '.join(missing)}")
+    for tool in (sdk.converter, sdk.context_binary_generator):
+        if not os.access(tool, os.X_OK):
+            raise DeviceError(f"QNN's tool {tool} cannot be executed by this user. Check its permissions.")
+    if sdk.version is None:
+        _say_unknown_version(root / SDK_FILE)
     return sdk
+
+
+@functools.cache
+def _say_unknown_version(path: Path) -> None:
+    """Once for each: the SDK is looked for many times."""
+    logger.warning(
+        "the version of QNN's SDK cannot be read from %s. Nothing depends on it, but programs of another version are"
+        " not told from those of this one. Install the SDK again if the file is damaged.",
+        path,
+    )
 
 
 def qnn_root() -> Path | None:
