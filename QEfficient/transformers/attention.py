@@ -43,6 +43,8 @@ def attend(
     _refuse_unknown(module, kwargs)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     cache, absorbed = RetainedCache.current, getattr(module, ABSORBED, None)
+    if cache is not None:
+        cache.look_at(attention_mask)
     if cache is not None and cache.is_direct(key, value):
         output = cache.attend(query, key, value, attention_mask, scale, float(softcap or 0.0), s_aux)
     elif absorbed is not None:

@@ -228,6 +228,13 @@ def _first(config: Any, names: tuple[str, ...]) -> int:
     return next((number for name in names if (number := _number(config, name))), 0)
 
 
+def layer_numbers(config: Any, name: str) -> tuple[int, ...]:
+    """A number of a config: one where all layers share it, else each layer's; none where it is absent."""
+    text = config.get_text_config()
+    configs = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    return tuple(number for each in configs if (number := _number(each, name)))
+
+
 def _number(config: Any, name: str) -> int:
     """An attribute of the config; 0 if it is absent or no number."""
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
@@ -41,6 +42,14 @@ class LayerRecord:
     rule: MaskRule | None = None
     conv: dict[int, torch.Tensor] = field(default_factory=dict)
     recurrent: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+HIDDEN = -10_000.0
+"""What is added to a score that nobody is to see is no more than this."""
+
+
+class SeesAheadError(UnsupportedModelError):
+    """A model of which no token is done with when it was computed."""
 
 
 @dataclass
@@ -110,6 +119,13 @@ class WatchedCache(DynamicCache):
 
     def remember_mask(self, built: torch.Tensor, rule: MaskRule | None) -> None:
         self.mask_rules[id(built)] = (rule, built)
+
+    def look_at(self, mask: torch.Tensor | None) -> None:
+        if mask is None or isinstance(mask, FakeTensor) or mask.shape[-2] != mask.shape[-1]:
+            return  # the square one is of the first tokens, with themselves
+        seen = mask if mask.dtype == torch.bool else mask > HIDDEN
+        if bool(seen.triu(1).any()):
+            raise SeesAheadError("its tokens see those behind them, so that each new one changes all answers")
 
     def attend(self, query, key, value, mask, scale, softcap, sinks):  # type: ignore[no-untyped-def]
         record = self.record(self.returned[id(key)][0])

@@ -16,7 +16,7 @@ import torch
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.operators.context import gather, scatter
 from QEfficient.program import KEPT_LOGITS, Context
-from QEfficient.transformers.observe import WatchedAttributes
+from QEfficient.transformers.observe import WatchedAttributes, accepts
 from QEfficient.transformers.retained_module import LastRowsOnly, in_model_dtype
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.rotary import trained_length
@@ -32,6 +32,10 @@ class Replay:
     reason: str
     longest: int | None = None
     """Tokens up to which the model's answers do not depend on how long its input is padded."""
+    ahead: bool = False
+    """Whether tokens see those behind them: what was said of one may be another answer with the next."""
+    masked: bool = False
+    """Whether the model has to be told by its mask which slots are behind the last token."""
 
 
 class OwnRowsOnly(LastRowsOnly):
@@ -53,7 +57,8 @@ class ReplayModule(torch.nn.Module):
         super().__init__()
         self.model = model
         self.reason = replay.reason
-        self.longest = replay.longest
+        self.longest, self.ahead = replay.longest, replay.ahead
+        self.masked = replay.masked and accepts(model, "attention_mask")
         self.context = Context(replay.longest, trained_length(model))
         self.steps: dict[str, Any] = {}
         attributes = WatchedAttributes()
@@ -79,9 +84,10 @@ class ReplayModule(torch.nn.Module):
         if self.longest is not None:
             tokens = tokens[:, slots.clamp(max=tokens.shape[1] - 1)]
         last = position_ids.amax(dim=1, keepdim=True)
-        # No mask for the slots behind the last: a causal model does not look there; others are told the lengths
+        # A causal model does not look at the slots behind the last; others are told which they are, or the lengths
+        mask = {"attention_mask": (slots <= last).long()} if self.masked else {}
         with OwnRowsOnly(self.model, position_ids, controls.get(KEPT_LOGITS)) as selection, self._telling(last + 1):
-            logits = selection.of(self.model(input_ids=tokens, use_cache=False).logits)
+            logits = selection.of(self.model(input_ids=tokens, use_cache=False, **mask).logits)
         return (in_model_dtype(logits, self.model), written)
 
     @staticmethod

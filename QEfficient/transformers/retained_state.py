@@ -180,6 +180,9 @@ class RetainedCache(Cache):
     def remember_mask(self, built: torch.Tensor, rule: MaskRule | None) -> None:
         self._masks[id(built)] = (rule, built)
 
+    def look_at(self, mask: torch.Tensor | None) -> None:
+        """What a layer hands to its attention; one that only watches (see `observe`) wants to know."""
+
     def is_direct(self, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Whether these are the untouched keys and values of a layer that attends through the operator."""
         found = self._fresh.get(id(key))

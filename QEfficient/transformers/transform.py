@@ -12,7 +12,7 @@ from QEfficient.errors import UnsupportedModelError, first_line, raise_if_memory
 from QEfficient.specs import ExportSpec, LatentSpec
 from QEfficient.transformers import attention, latent, mixers, rotary
 from QEfficient.transformers.families import adapt, families_of
-from QEfficient.transformers.observe import accepts, observe
+from QEfficient.transformers.observe import SeesAheadError, accepts, observe
 from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.retained_state import StatePlan
@@ -49,7 +49,8 @@ def retain(model: Any, rolling: bool = True) -> RetainedModule | ReplayModule:
         _rehearse_with_mask(retained)
     except Exception as error:  # whatever a model may trip over; what it was is kept and said
         raise_if_memory(error, f"run {type(model).__name__} on a few tokens")
-        return _replayed(model, Replay(first_line(error)))
+        ahead = isinstance(error, SeesAheadError)
+        return _replayed(model, Replay(first_line(error), ahead=ahead, masked=ahead))
     return retained
 
 
@@ -102,16 +103,29 @@ def _rehearse(retained: RetainedModule) -> None:
 
 
 def with_copied_heads(retained: RetainedModule | ReplayModule, copies: int) -> RetainedModule | ReplayModule:
-    """Let the state hold each head of keys and values several times. Changes `retained`."""
-    if isinstance(retained, RetainedModule) and copies > 1:
-        retained.plans = tuple(_copied(plan, copies) for plan in retained.plans)
+    """Let the state hold each head of keys and values several times: so often where a layer has the fewest, and where
+    others have more, as often as gives them as many. Changes `retained`."""
+    heads = [plan.shape[0] for plan in retained.plans if _can_be_copied(plan)]
+    if isinstance(retained, RetainedModule) and copies > 1 and heads:
+        wanted = copies * min(int(count or 0) for count in heads)
+        retained.plans = tuple(_copied(plan, wanted) for plan in retained.plans)
     return retained
 
 
-def _copied(plan: StatePlan, copies: int) -> StatePlan:
-    if plan.kind not in ("key", "value") or not plan.direct or plan.shape[0] is None:
+def _can_be_copied(plan: StatePlan) -> bool:
+    return plan.kind in ("key", "value") and plan.direct and plan.shape[0] is not None
+
+
+def _copied(plan: StatePlan, wanted: int) -> StatePlan:
+    heads = plan.shape[0]
+    if not _can_be_copied(plan) or not heads or heads >= wanted:
         return plan
-    return replace(plan, shape=(plan.shape[0] * copies, *plan.shape[1:]), copies=copies)
+    if wanted % heads:
+        raise UnsupportedModelError(
+            f"layer {plan.layer} has {heads} heads of keys, which cannot be copied to be {wanted}, as in other layers:"
+            " leave replicate_kv_heads out."
+        )
+    return replace(plan, shape=(wanted, *plan.shape[1:]), copies=wanted // heads)
 
 
 def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> None:
@@ -128,6 +142,11 @@ def check_steered(retained: RetainedModule | ReplayModule, spec: ExportSpec) -> 
             raise UnsupportedModelError(
                 f"{name} cannot be the target of speculative decoding as long as its windows roll: a token that was"
                 " wrong has overwritten one that is still seen. Pass retain_full_kv=True."
+            )
+        if isinstance(retained, ReplayModule) and retained.ahead:
+            raise UnsupportedModelError(
+                f"{name} cannot be the target of speculative decoding: its tokens see those behind them, so that drafts"
+                " change what they are held against."
             )
     if spec.sampler is not None and not isinstance(retained, RetainedModule):
         raise UnsupportedModelError(

@@ -18,6 +18,7 @@ from QEfficient.errors import OptionError
 from QEfficient.program import COMPUTE_CONTEXT, StateSpec
 from QEfficient.transformers.models.card_options import kv_head_copies
 from QEfficient.verification.eager import expect
+from QEfficient.verification.tiny_models import tiny_config, tiny_model
 
 HEADS, KV_HEADS, LAYERS = 8, 2, 2
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "prefill_seq_len": 8}
@@ -93,6 +94,26 @@ def test_the_same_tokens_with_copies(geometry: dict[str, int], tmp_path: Path, m
     assert [state.tensor.name for state in states(wrapped)] == names
     assert {state.tensor.shape for state in states(wrapped)} == {(slots, 2 * KV_HEADS, "ctx_len", 64 // HEADS)}
     simulated_root.cache_clear()
+
+
+def test_layers_with_more_heads_are_copied_less_often() -> None:
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "swa_num_attention_heads": 8}
+    config = tiny_config("mimo_v2_flash")
+    for name, value in {**heads, "swa_num_key_value_heads": 4}.items():
+        setattr(config, name, value)
+    original = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    wrapped = QEFFAutoModelForCausalLM(original, False, COPIES)
+    wrapped.compile(device="reference", num_devices=8, ctx_len=40, prefill_seq_len=4)
+    assert {state.tensor.shape[1] for state in states(wrapped)} == {8}
+    found = wrapped.generate(input_ids=[[5, 9, 33, 12, 7]], max_new_tokens=6, ignore_eos=True, temperature=0)
+    assert list(found.generated_ids[0]) == list(expect(original, [5, 9, 33, 12, 7], 6).tokens)
+
+
+@pytest.mark.parametrize("asked", ["replicate_kv_heads", "enable_blocking"])
+def test_models_without_heads_are_refused(asked: str) -> None:
+    wrapped = QEFFAutoModelForCausalLM(tiny_model("mamba"), False, {asked: True})
+    with pytest.raises(OptionError, match=f"tells of no heads of attention: leave {asked} out"):
+        wrapped.compile(device="reference", num_devices=2)
 
 
 def test_another_number_of_devices_is_exported_anew() -> None:

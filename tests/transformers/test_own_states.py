@@ -17,7 +17,7 @@ from QEfficient.transformers.observe import CACHE_NAMES, cache_arguments
 from QEfficient.transformers.replay import Replay, ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.transform import retain
-from QEfficient.verification.tiny_models import prompts, tiny_model
+from QEfficient.verification.tiny_models import prompts, tiny_config, tiny_model
 
 COUNT = 8
 
@@ -52,6 +52,35 @@ def test_tokens_tried_ahead_where_all_are_computed_again(tried: int | list[int])
     for decoding in (None, "prompt_lookup"):
         found = served.generate(input_ids=asked, generation_len=COUNT, decoding=decoding).generated_ids
         assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"),
+    [
+        ("llama", {"is_causal": False}),
+        ("roberta", {"is_decoder": False}),
+        ("xlnet", {"attn_type": "bi"}),
+        ("cpmant", {}),
+    ],
+)
+def test_tokens_that_see_those_behind_them(model_type: str, change: dict[str, Any]) -> None:
+    """The slots behind the last are nobody's to see, and what was said of a draft would not hold."""
+    config = tiny_config(model_type)
+    for name, value in change.items():
+        setattr(config, name, value)
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.dim() > 1 else 1)
+    asked = [[7], [9, 12, 33, 8, 5], [*[11] * 9, 4, 5]]
+    served = QEFFAutoModelForCausalLM(model)
+    served.compile(device="reference", prefill_seq_len=4, ctx_len=32, batch_size=3)
+    found = served.generate(input_ids=asked, generation_len=COUNT, ignore_eos=True).generated_ids
+    assert found == [greedy(model, prompt) for prompt in asked]
+    target = QEFFAutoModelForCausalLM(model, qaic_config={"speculative_model_type": "target"})
+    with pytest.raises(UnsupportedModelError, match="its tokens see those behind them, so that drafts"):
+        target.export()
 
 
 @pytest.mark.parametrize("name", CACHE_NAMES)

@@ -86,13 +86,13 @@ def close_decoding(choice: DecodingChoice, decoding: Decoding) -> None:
 def why_not_ahead(limits: Limits) -> str:
     """Why a session cannot tell whether drafts are right, and what could; empty if it can."""
     if limits.paging is not None and not limits.paging.shareable:
-        return "the model has recurrent states, which cannot go back behind a draft that was wrong."
+        return "the model keeps states that cannot go back behind a draft that was wrong: recurrent ones, or in slots."
     if limits.choice is not None:
         return "this program chooses tokens itself."
     if min(limits.logits, limits.chunk) < 2:
         return (
-            "this program gives the logits of one token of a sequence at a time. Compile it for device 'cpu', or with"
-            " num_speculative_tokens."
+            "this program gives the logits of one token of a sequence at a time. Compile it with"
+            " num_speculative_tokens, or, if its states allow, for device 'cpu'."
         )
     return ""
 

@@ -18,7 +18,7 @@ def adapt(model: Any) -> Replay:
     for module in model.modules():
         if hasattr(module, "prompt_length"):
             module._prepare_attention_mask = _mask(module.prompt_length)
-    return Replay("every token sees those behind it, so that each new one changes all answers")
+    return Replay("every token sees those behind it, so that each new one changes all answers", ahead=True)
 
 
 def _mask(prompt_length: int) -> Any:

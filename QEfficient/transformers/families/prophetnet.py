@@ -22,7 +22,7 @@ def adapt(model: Any) -> Replay:
             module.get_predict_relative_pos_embeddings = _bias(module)
     reason = "the bias of each token depends on how many tokens there are"
     # two less than its positions: transformers cuts its table of biases one off
-    return Replay(reason, model.config.max_position_embeddings - 2)
+    return Replay(reason, model.config.max_position_embeddings - 2, ahead=True)
 
 
 def _bias(attention: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from QEfficient.errors import OptionError
 from QEfficient.specs import BlockingSpec, CompileSpec
+from QEfficient.transformers.config_sizes import layer_numbers
 
 ENABLE = "enable_blocking"
 COUNTS = ("num_kv_blocks", "num_q_blocks", "head_block_size", "num_batch_blocks")
@@ -51,13 +52,15 @@ class AttentionSizes:
 
     @classmethod
     def of(cls, config: Any, spec: CompileSpec, devices: int) -> AttentionSizes:
-        """Those of a model's config and a geometry."""
-        text = config.get_text_config()
-        heads = int(text.num_attention_heads)
-        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-        size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-        queries = max(spec.decode_lengths) if spec.prefill_only is False else spec.prefill_seq_len
-        return cls(heads, kv_heads, size, queries, spec.ctx_len, devices)
+        """Those of a model's config and a geometry; the largest where layers differ."""
+        queries = layer_numbers(config, "num_attention_heads")
+        if not queries:
+            raise OptionError("the model's config tells of no heads of attention: leave enable_blocking out.")
+        heads = max(queries)
+        kv_heads = max(layer_numbers(config, "num_key_value_heads") or queries)
+        size = max(layer_numbers(config, "head_dim"), default=0) or max(layer_numbers(config, "hidden_size")) // heads
+        tokens = max(spec.decode_lengths) if spec.prefill_only is False else spec.prefill_seq_len
+        return cls(heads, kv_heads, size, tokens, spec.ctx_len, devices)
 
     def footprint(self, blocks: Pair, heads: int) -> int:
         """Bytes of the largest block: queries, keys and values, and every query with every key, of so many heads."""

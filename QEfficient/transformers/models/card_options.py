@@ -11,6 +11,7 @@ from typing import Any
 from QEfficient.devices import Device
 from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.specs import PROJECTED, BlockingSpec, CompileSpec, LatentSpec, SamplerSpec, check_compute_contexts
+from QEfficient.transformers.config_sizes import layer_numbers
 from QEfficient.transformers.models import blocking
 from QEfficient.transformers.models.compute_contexts import automatic_lists, of_phases, unreached
 
@@ -95,10 +96,13 @@ def _latent(given: Any) -> LatentSpec | None:
 
 
 def kv_head_copies(config: Any, devices: int) -> int:
-    """How often a state must hold each head of keys so that as many devices share them evenly."""
-    text = config.get_text_config()
-    heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    """How often a state must hold each head of keys so that as many devices share them evenly. Where layers differ, in
+    the layer with the fewest."""
+    queries = layer_numbers(config, "num_attention_heads")
+    if not queries:
+        raise OptionError("the model's config tells of no heads of attention: leave replicate_kv_heads out.")
+    heads = min(queries)
+    kv_heads = min(layer_numbers(config, "num_key_value_heads") or queries)
     for copies in range(1, heads // kv_heads + 1):
         if (kv_heads * copies) % devices == 0 and heads % (kv_heads * copies) == 0:
             return copies
