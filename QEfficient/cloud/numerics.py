@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from QEfficient.cloud._arguments import Parser, UsageError, add_export, add_model, add_simulate, positive
+from QEfficient.cloud._arguments import Parser, UsageError, add_export, add_latent, add_model, add_simulate, positive
 
 if TYPE_CHECKING:
     from QEfficient.program import ExportedProgram
@@ -47,6 +47,7 @@ def add_arguments(parser: Parser) -> None:
         help=f"tokens that run at once; default {CHUNK}",
     )
     group.add_argument("--full-batch-size", type=positive, metavar="N", help="the program for continuous batching")
+    add_latent(group)
     group = parser.add_argument_group("proposal")
     group.add_argument("--output", metavar="FILE", help=f"where the nodes are written; default {FILE}")
     group.add_argument(

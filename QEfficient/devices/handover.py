@@ -213,4 +213,5 @@ def _by_slot(rows: Sequence[Row], values: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _limits(prefill: Limits, decode: Limits) -> Limits:
-    return replace(decode, chunk=max(prefill.chunk, decode.chunk), prefill_rows=prefill.prefill_rows)
+    """Short rows are the one program's, all others the other's, whose chunk may be smaller than that of the first."""
+    return replace(decode, chunk=max(prefill.chunk, decode.decode_chunk), prefill_rows=prefill.prefill_rows)

@@ -19,6 +19,8 @@ from QEfficient.specs import LatentSpec
 from QEfficient.transformers.checkpoint import LazyTensor, Sink
 from QEfficient.transformers.retained_state import StatePlan
 
+ONLINE, FUSED = "absorb.online", "absorb.fused"
+"""What is recorded of a model whose latent attention was absorbed."""
 ABSORBED = "absorbed"
 """Name of the child that an attention has then."""
 SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

@@ -183,7 +183,8 @@ def transform_names(retained: RetainedModule | ReplayModule, spec: ExportSpec) -
         "choose_tokens": spec.sampler is not None,
         "Projections": spec.projections is not None,
         "blocked_attention": spec.blocking is not None,
-        latent.absorb.__name__: spec.latent is not None and spec.latent.absorption,
+        latent.ONLINE: spec.latent is not None and spec.latent.absorption and not spec.latent.fused,
+        latent.FUSED: spec.latent is not None and spec.latent.absorption and spec.latent.fused,
     }
     return (install_seams.__name__, *families, type(retained).__name__, *(name for name, done in asked.items() if done))
 

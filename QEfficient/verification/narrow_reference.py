@@ -25,6 +25,7 @@ from QEfficient.devices.reference import ReferenceDevice
 from QEfficient.errors import DeviceError, QEfficientError, first_line
 from QEfficient.program import CompiledProgram, ExportedProgram, load_compiled
 from QEfficient.specs import CompileSpec
+from QEfficient.transformers.latent import FUSED, ONLINE
 from QEfficient.transformers.loading import ModelSource
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
 from QEfficient.verification.eager import Expected, all_logits
@@ -67,7 +68,7 @@ def narrow_reference(
         return
     with TemporaryDirectory(prefix="qefficient-") as folder, ExitStack() as stack:
         try:
-            narrow = _compiled(device.computes_in, spec, original.source, Path(folder))
+            narrow = _compiled(device.computes_in, spec, original.source, Path(folder), _attention(compiled))
             stored = _stored(device, compiled, narrow, Path(folder) / "stored") if compiled is not None else None
             narrow = narrow if stored is None else replace(narrow, program=stored)
             alone = replace(narrow.spec, device_options={"num_threads": threads})
@@ -81,8 +82,17 @@ def narrow_reference(
         yield problem or Truth(reference_in(device.computes_in) + weights, found, partial(logits_at, session))
 
 
-def _compiled(dtype: str, spec: CompileSpec, source: ModelSource, folder: Path) -> CompiledProgram:
-    model = QEFFAutoModelForCausalLM(replace(source, dtype=dtype), continuous_batching=spec.continuous_batching)
+def _attention(compiled: CompiledProgram | None) -> dict[str, Any] | None:
+    """What the model has to be exported with so that it has the same weights: attention without keys has others."""
+    done = compiled.program.report.get("transforms", {}).get("model", ()) if compiled is not None else ()
+    absorbed = {"cache_compressed": True, "absorption": True, "online": ONLINE in done}
+    return {"mla_absorption": absorbed} if {ONLINE, FUSED}.intersection(done) else None
+
+
+def _compiled(
+    dtype: str, spec: CompileSpec, source: ModelSource, folder: Path, config: dict[str, Any] | None
+) -> CompiledProgram:
+    model = QEFFAutoModelForCausalLM(replace(source, dtype=dtype), spec.continuous_batching, config)
     model.export(folder / "exported")
     shape: dict[str, Any] = {name: getattr(spec, name) for name in SHAPE}
     return load_compiled(model.compile(compile_dir=folder / "compiled", device=ReferenceDevice.name, **shape))

@@ -162,6 +162,17 @@ def test_prefill_hands_over_to_decoding(new_sdk: str, device: str, geometry: dic
     assert ids(answers(prefill, asked)) == said, "the program for prefill alone"
 
 
+def test_prompts_come_in_the_chunks_of_the_program_that_takes_them(new_sdk: str) -> None:
+    """However long those of the one that decodes are, or short: a decoding program takes prompts token by token."""
+    model, asked, said = world("llama")
+    programs = {}
+    for name, phase, chunk in (("small", True, 4), ("whole", None, 16), ("steps", False, 1)):
+        programs[name] = QEFFAutoModelForCausalLM(model, continuous_batching=True)
+        programs[name].compile(device="reference", prefill_only=phase, **{**CONTEXT, "prefill_seq_len": chunk}, **SLOTS)
+    for decode, prefill in (("whole", "small"), ("small", "whole"), ("whole", "steps"), ("small", "steps")):
+        assert ids(answers(programs[decode], asked, prefill_model=programs[prefill])) == said, (decode, prefill)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_phases_that_read_in_part_hand_over(new_sdk: str, device: str, caplog: pytest.LogCaptureFixture) -> None:
     """Each with a list to its context's end, which prefill beside decoding could not have."""
