@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,7 +114,14 @@ def reserve(qids: Sequence[int], cores: int = 0, dram_mb: int = 0) -> Reservatio
 
 
 def release(reservation: Reservation) -> None:
-    """Give back what was reserved; a second time does nothing, nor does a child of the process that has it."""
+    """Give back what was reserved; a second time does nothing, nor does a child of the process that has it.
+
+    An object that is forgotten releases what it has whenever the garbage is collected, also in the middle of `_opened`:
+    then it is done behind that, because a lock of this very thread would be waited for without end.
+    """
+    if _here.opened:
+        _here.late.append(reservation)
+        return
     if not reservation.path.exists():
         return
     own = (reservation.id, os.getpid())
@@ -144,9 +152,32 @@ def _use(card: Card, holdings: Sequence[Holding]) -> CardUse:
     )
 
 
+class _Here(threading.local):
+    """What this thread is about."""
+
+    def __init__(self) -> None:
+        self.opened = False
+        self.late: list[Reservation] = []
+
+
+_here = _Here()
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[_State]:
-    """The state, while no other process has it; what changed is written, and a failure writes nothing."""
+    """The state, while nobody else has it; what changed is written, and a failure writes nothing."""
+    _here.opened = True
+    try:
+        with _locked(path) as state:
+            yield state
+    finally:
+        _here.opened = False
+        while _here.late:
+            release(_here.late.pop())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[_State]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

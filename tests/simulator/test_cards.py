@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,6 +128,25 @@ def test_releasing_needs_no_file(tmp_path: Path) -> None:
     cards.state_path().unlink()
     cards.release(taken)
     assert not cards.state_path().exists()
+
+
+def test_what_is_forgotten_while_the_file_is_open_is_given_back_behind_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage is collected at any moment, and this thread cannot wait for its own lock."""
+    taken, forgotten = cards.reserve([0], cores=3), []
+    write_file = cards._replace_file
+
+    def collecting(path: Path, text: str) -> None:
+        if not forgotten:
+            forgotten.append(taken)
+            cards.release(taken)
+        write_file(path, text)
+
+    monkeypatch.setattr(cards, "_replace_file", collecting)
+    thread = threading.Thread(target=cards.reserve, args=([1],), kwargs={"cores": 2}, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for itself"
+    assert [use.free_cores for use in cards.look([0, 1])] == [16, 14]
 
 
 def test_a_forked_child_gives_nothing_back_that_its_parent_has() -> None:

@@ -67,5 +67,5 @@ def _held_on(devices: Sequence[int]) -> list[Share]:
     return [share for share in held if not devices or not share.devices or set(devices) & set(share.devices)]
 
 
-_guard = threading.Lock()
+_guard = threading.RLock()
 _shares: WeakSet[Share] = WeakSet()
