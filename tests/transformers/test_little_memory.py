@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,8 +43,11 @@ def test_experts_larger_than_memory() -> None:
     "said",
     [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")],
 )
-def test_no_memory_is_no_property_of_the_model(said: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_no_property_of_the_model(
+    said: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another program than usual must not come of it, and stay."""
+    monkeypatch.setenv("QEFF_HOME", str(tmp_path))  # where no other test has exported it
 
     def starved(*asked: Any) -> Any:
         raise said

@@ -86,7 +86,7 @@ def close_decoding(choice: DecodingChoice, decoding: Decoding) -> None:
 def why_not_ahead(limits: Limits) -> str:
     """Why a session cannot tell whether drafts are right, and what could; empty if it can."""
     if limits.paging is not None and not limits.paging.shareable:
-        return "the model keeps states that cannot go back behind a draft that was wrong: recurrent ones, or in slots."
+        return "the model has recurrent states, or states in slots, which cannot go back behind a draft that was wrong."
     if limits.choice is not None:
         return "this program chooses tokens itself."
     if min(limits.logits, limits.chunk) < 2:

@@ -317,7 +317,6 @@ MANY = [
         for c in (
             Case("gemma3_text", LONG, ONE_HEAD),
             Case("gpt_neo", ALONE),
-            Case("deepseek_v32", ALONE, (("index_n_heads", 32),)),
         )
     ],
     indirect=["world"],
