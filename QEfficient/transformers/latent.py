@@ -145,9 +145,10 @@ def _expands_as_known(attention: Any) -> bool:
     """Whether its method does on a few numbers what absorbing takes it for."""
     heads, rank, plain, rotary, values = 2, 4, 3, 2, 5
     sizes = dict(zip(SIZES, (rank, plain, rotary, values), strict=True))
-    expansion = torch.nn.Linear(rank, heads * (plain + values), bias=False)
+    with torch.random.fork_rng(devices=[]):  # the caller's next random numbers stay what they were
+        expansion = torch.nn.Linear(rank, heads * (plain + values), bias=False)
+        latent, turned = torch.randn(1, 1, 6, rank), torch.randn(1, 1, 6, rotary)
     probe = SimpleNamespace(**sizes, **{EXPANSION: expansion})
-    latent, turned = torch.randn(1, 1, 6, rank), torch.randn(1, 1, 6, rotary)
     key_up, value_up = _split(expansion.weight, heads, plain)
     try:
         with torch.no_grad():

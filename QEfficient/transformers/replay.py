@@ -58,7 +58,9 @@ class ReplayModule(torch.nn.Module):
         self.model = model
         self.reason = replay.reason
         self.longest, self.ahead = replay.longest, replay.ahead
-        self.masked = replay.masked and accepts(model, "attention_mask")
+        self.masked = replay.masked
+        if self.masked and not accepts(model, "attention_mask"):
+            raise UnsupportedModelError("it takes no mask that could tell it where its tokens end")
         self.context = Context(replay.longest, trained_length(model))
         self.steps: dict[str, Any] = {}
         attributes = WatchedAttributes()
