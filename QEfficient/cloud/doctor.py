@@ -169,11 +169,23 @@ def _problems(found: dict[str, dict[str, Any]]) -> list[str]:
     if all(state != USABLE for name, state in found["devices"].items() if name != "null"):
         problems.append("no device can be used here, so programs can be exported but not run.")
     problems += [f"{name} {state}" for name, state in found["devices"].items() if state.startswith(COMPILES_ONLY)]
+    problems += [
+        f"device '{name}' was set up here, and cannot be used: {state}"
+        for name, state in _unusable_ones(found["devices"])
+    ]
     if found["store"]["writable"] != "yes":
         problems.append(found["store"]["writable"])
     if found["hub"]["reachable"].startswith("no ("):
         problems.append(f"the model hub {found['hub']['address']} cannot be reached: {found['hub']['reachable']}.")
     return problems
+
+
+def _unusable_ones(devices: dict[str, str]) -> list[tuple[str, str]]:
+    """Those that this machine was set up for, and what they lack."""
+    from QEfficient.devices import device_class
+
+    fine = (USABLE, COMPILES_ONLY)
+    return [(n, state) for n, state in devices.items() if not state.startswith(fine) and device_class(n).expected()]
 
 
 if __name__ == "__main__":

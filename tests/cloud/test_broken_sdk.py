@@ -15,7 +15,7 @@ from command_line import Cli, Result
 
 from qaic_simulator.root import write_root
 from QEfficient.cloud import doctor
-from QEfficient.devices.cloud_ai_100 import faults
+from QEfficient.devices.cloud_ai_100 import sdk
 from QEfficient.devices.cloud_ai_100.sdk import ROOT_VARIABLE, SIMULATOR_VARIABLE
 
 RUNTIME = Path("dev", "lib", platform.machine(), "qaicrt.py")
@@ -100,7 +100,7 @@ def test_doctor_tells_compiler_and_runtime_apart(root: Path) -> None:
 def test_doctor_asks_the_cards(
     cli: Cli, root: Path, script: str | None, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "QUERY_SECONDS", 0.2)
+    monkeypatch.setattr(sdk, "QUERY_SECONDS", 0.2)
     tool = root / "tools" / "qaic-util"
     if script is None:
         tool.unlink()
@@ -109,6 +109,53 @@ def test_doctor_asks_the_cards(
     result = cli("doctor", "--json")
     assert result.json["devices"]["cloud_ai_100"].startswith(state.format(tool=tool))
     assert result.code == len(result.json["problems"]) == (state != doctor.USABLE)
+
+
+def spoil_the_compiler(root: Path, how: str) -> Path:
+    compiler = root / "exec" / "qaic-compile"
+    if how == "absent":
+        shutil.rmtree(compiler.parent)
+    else:
+        compiler.write_bytes(b"")
+    return compiler
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            "absent",
+            "compiling for the Cloud AI 100 needs the compiler of Qualcomm's Apps SDK, but the folder {root} holds",
+        ),
+        ("empty", "the compiler {compiler} is an empty file. Install the Apps SDK again."),
+    ],
+)
+def test_a_machine_that_was_set_up_without_a_compiler(
+    cli: Cli, root: Path, scratch: Path, model_folder: Path, how: str, told: str
+) -> None:
+    """Asked for by name it is refused, and whoever leaves the choice to us hears that another device was taken."""
+    told = told.format(root=root, compiler=spoil_the_compiler(root, how))
+    found = cli("doctor", "--json")
+    assert found.code == 1 and found.json["devices"]["cloud_ai_100"].startswith(told)
+    assert found.json["problems"][0].startswith(f"device 'cloud_ai_100' was set up here, and cannot be used: {told}")
+    assert told in cli("compile", model_folder, *SHAPE).error
+    assert not list(scratch.rglob("*.onnx"))
+    taken = cli("compile", model_folder, *SHAPE[:-2])
+    assert taken.code == 0, taken.err
+    assert f"'cloud_ai_100' was set up here, and cannot be used: {told}" in taken.err
+    assert "'cpu' runs it instead; device='cpu' says so by name." in taken.err
+
+
+def test_cards_that_hang_do_not_choose_the_hardware(
+    cli: Cli, root: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdk, "QUERY_SECONDS", 0.2)
+    tool = root / "tools" / "qaic-util"
+    tool.write_text("#!/bin/sh\nexec sleep 5\n")
+    done = cli("compile", model_folder, *SHAPE)
+    assert done.code == 0 and f"{tool} did not answer within 0.2 s" in done.err
+    assert "Compiling for ai100; aic_hw_version names another generation (ai100, ai200)." in done.err
+    assert "did not answer" not in cli("compile", model_folder, *SHAPE, "--aic-hw-version", "ai100").err
 
 
 @pytest.mark.parametrize("text", [None, "garbage"])

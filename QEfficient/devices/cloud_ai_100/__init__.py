@@ -41,7 +41,7 @@ from QEfficient.devices.cloud_ai_100.container import BINARY
 from QEfficient.devices.cloud_ai_100.custom_io import check_blocks
 from QEfficient.devices.cloud_ai_100.opened import find_binary
 from QEfficient.devices.cloud_ai_100.options import OPTION_TYPES, READ_FILES, read_options, said
-from QEfficient.devices.cloud_ai_100.sdk import find_sdk, is_simulated, sdk_root
+from QEfficient.devices.cloud_ai_100.sdk import find_sdk, is_asked_for, is_simulated, sdk_root
 from QEfficient.devices.cloud_ai_100.specializations_file import check_told_apart
 from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec
@@ -70,6 +70,10 @@ class CloudAI100(Device):
         except DeviceError as error:
             return str(error)
         return None
+
+    @classmethod
+    def expected(cls) -> bool:
+        return is_asked_for()
 
     @classmethod
     def lacks_to_run(cls, asking: bool = False) -> str:

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from QEfficient.devices.cloud_ai_100.graph import layer_nodes, prepared
 from QEfficient.devices.cloud_ai_100.graph.prepared import for_half
 from QEfficient.devices.cloud_ai_100.options import CompilerOptions, read_options
 from QEfficient.devices.cloud_ai_100.running import Ran, run_compiler, tell_warnings
-from QEfficient.devices.cloud_ai_100.sdk import Sdk, ask_query_tool, find_sdk, hardware_version
+from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, installed_hardware
 from QEfficient.devices.cloud_ai_100.specializations_file import specializations_text
 from QEfficient.devices.slotted import check_batching
 from QEfficient.errors import ArtifactError, CompilationError, DeviceError
@@ -35,7 +34,6 @@ from QEfficient.specs import CompileSpec, Specialization
 ROLE = "lm"
 EXPORT_RECORD = "hashed_export_params.json"
 SIMULATOR_SAYS = "qaic simulator"
-QUERY_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -198,14 +196,6 @@ def _difference(wanted: Mapping[str, tuple[int, ...]], found: Sequence[Mapping[s
             return f"{name} should be {list(size)} and is {list(nearest[name]) if name in nearest else 'not there'}"
     extra = sorted(set(nearest) - set(wanted))
     return f"it has {', '.join(extra)} besides"
-
-
-def installed_hardware() -> str:
-    """The generation of this machine's cards; the older where nobody can say."""
-    try:
-        return hardware_version(ask_query_tool("-q", seconds=QUERY_SECONDS))
-    except (OSError, subprocess.TimeoutExpired):
-        return hardware_version("")
 
 
 def _model_config(program: ExportedProgram) -> Mapping[str, Any]:

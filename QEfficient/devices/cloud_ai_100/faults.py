@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from QEfficient.devices.cloud_ai_100 import sdk
 from QEfficient.devices.cloud_ai_100.container import FILE, read_description
 from QEfficient.devices.cloud_ai_100.sdk import ask_query_tool, query_tool
 from QEfficient.devices.cloud_ai_100.shares import held_here
@@ -34,8 +35,6 @@ READY = "Ready"
 SUBMIT_RETRIES = 5
 """How often the runtime itself submits again by default."""
 RETRY_SECONDS = 0.01
-QUERY_SECONDS = 10
-"""A card that hangs may keep the tool waiting too."""
 GONE = "The session is closed, and what it kept there is gone"
 
 
@@ -92,15 +91,15 @@ def named(error: BaseException, otherwise: str) -> DeviceError:
 def silence() -> str:
     """A sentence that says why the cards do not tell what they are; empty where they do, or nobody here could ask."""
     try:
-        ask_query_tool("-q", seconds=QUERY_SECONDS)
+        ask_query_tool("-q")
     except FileNotFoundError:
         return ""
     except OSError as error:
         return f"{query_tool()} cannot be started: {error.strerror}."
     except subprocess.TimeoutExpired:
         return (
-            f"{query_tool()} did not answer within {QUERY_SECONDS} s, so a card or its driver hangs. Reset the card, or"
-            " start this machine again."
+            f"{query_tool()} did not answer within {sdk.QUERY_SECONDS} s, so a card or its driver hangs. Reset the"
+            " card, or start this machine again."
         )
     return ""
 
@@ -183,7 +182,7 @@ def _cores_needed(placement: Placement) -> int:
 def _card(device: int) -> Mapping[str, str]:
     """What the tool says of a card, by name; nothing where it cannot be asked."""
     try:
-        said = ask_query_tool("-q", "-d", str(device), seconds=QUERY_SECONDS)
+        said = ask_query_tool("-q", "-d", str(device))
     except (OSError, subprocess.TimeoutExpired):
         return {}
     fields = (line.partition(":") for line in said.splitlines())

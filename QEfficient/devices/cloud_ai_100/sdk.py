@@ -33,6 +33,7 @@ COMPILERS = (Path("exec/qaic-compile"), Path("exec/qaic-exec"))
 RUNS_AFTER_COMPILING = "qaic-exec"
 """Executes the network that it compiled, unless told not to."""
 QUERY_TOOL = Path("tools/qaic-util")
+QUERY_SECONDS = 10
 VERSIONS = Path("versions")
 NAMED_SPECIALIZATIONS_FROM = (1, 22)
 LARGEST_VERSION_FILE = 65_536
@@ -71,6 +72,11 @@ def sdk_root() -> Path:
     return simulated_root(simulated) if simulated else Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
+def is_asked_for() -> bool:
+    """Whether this machine has a folder for the SDK, or the environment names one or the simulator."""
+    return bool(simulated_version() or os.environ.get(ROOT_VARIABLE)) or DEFAULT_ROOT.is_dir()
+
+
 def simulated_version() -> str | None:
     """The version that the environment wants to have simulated."""
     asked = os.environ.get(SIMULATOR_VARIABLE, "")
@@ -84,11 +90,11 @@ def query_tool() -> Path:
     return sdk_root() / QUERY_TOOL
 
 
-def ask_query_tool(*arguments: str, seconds: float) -> str:
+def ask_query_tool(*arguments: str) -> str:
     """What the tool prints, whatever it ends with. Raises `OSError` or `subprocess.TimeoutExpired` where it cannot be
     asked: a card that hangs may keep it waiting too."""
     done = subprocess.run(  # its bytes are not ours to trust
-        [query_tool(), *arguments], capture_output=True, text=True, errors="replace", timeout=seconds
+        [query_tool(), *arguments], capture_output=True, text=True, errors="replace", timeout=QUERY_SECONDS
     )
     return done.stdout
 
@@ -143,6 +149,8 @@ def find_sdk() -> Sdk:
         raise DeviceError(_absence(root))
     if not os.access(compiler, os.X_OK):
         raise DeviceError(f"the compiler {compiler} cannot be executed by this user. Check its permissions.")
+    if not compiler.stat().st_size:
+        raise DeviceError(f"the compiler {compiler} is an empty file. Install the Apps SDK again.")
     sdk = Sdk(root, compiler, _version(root, "apps"), _version(root, "platform"))
     if sdk.version is None:
         _say_unknown_version(root)
@@ -158,6 +166,22 @@ def _say_unknown_version(root: Path) -> None:
         " whose compiler reads specializations without names; a later one will refuse them. Install the SDK again.",
         *(root, VERSIONS / "apps.xml", first),
     )
+
+
+def installed_hardware() -> str:
+    """The generation of this machine's cards; the older where nobody can say."""
+    try:
+        return hardware_version(ask_query_tool("-q"))
+    except subprocess.TimeoutExpired:
+        found = hardware_version("")
+        logger.warning(
+            "%s did not answer within %s s, so a card or its driver hangs. Compiling for %s; aic_hw_version names"
+            " another generation (%s).",
+            *(query_tool(), QUERY_SECONDS, found, ", ".join(HARDWARE)),
+        )
+        return found
+    except OSError:
+        return hardware_version("")
 
 
 def hardware_version(query: str) -> str:

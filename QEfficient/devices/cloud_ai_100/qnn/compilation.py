@@ -24,7 +24,7 @@ from QEfficient.devices.cloud_ai_100.qnn import files as qnn_files
 from QEfficient.devices.cloud_ai_100.qnn import tools
 from QEfficient.devices.cloud_ai_100.qnn.tools import QnnCompilation, QnnFiles
 from QEfficient.devices.cloud_ai_100.running import Ran, run_compiler, tell_warnings
-from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk
+from QEfficient.devices.cloud_ai_100.sdk import Sdk, find_sdk, installed_hardware
 from QEfficient.devices.cloud_ai_100.specializations_file import FILE, specializations_text
 from QEfficient.errors import CompilationError
 from QEfficient.program import ExportedProgram, GraphSpec
@@ -70,7 +70,7 @@ def compile_program(program: ExportedProgram, spec: CompileSpec, folder: Path) -
     options, sdk = compilation.check_options(spec.device_options), find_sdk()
     check_options(options)
     check_calls(spec.specializations(), options)
-    hardware = options.aic_hw_version or compilation.installed_hardware()
+    hardware = options.aic_hw_version or installed_hardware()
     options = replace(options, aic_hw_version=hardware)
     compilation.check_program(program, spec, hardware)
     with TemporaryDirectory(dir=folder, prefix="graph-") as scratch:
