@@ -10,11 +10,12 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from QEfficient.artifacts import format_size
-from QEfficient.cloud._arguments import Parser, UsageError, add_source, positive
+from QEfficient.cloud._arguments import Parser, UsageError, add_latent, add_source, positive
 
 if TYPE_CHECKING:
     from QEfficient.devices.cloud_ai_100.plan.estimate import Estimate, ModelSize, Setup, Weights, Workload
     from QEfficient.devices.cloud_ai_100.plan.records import OperatorReads
+    from QEfficient.specs import LatentSpec
     from QEfficient.transformers.size_records import FileCounts, ModelSizes, Reads, StateCounts
 
 HELP = "Say whether a model fits on a Cloud AI 100, on how many SoCs, and how fast it should be."
@@ -49,6 +50,7 @@ def _add_cards(group: Any) -> None:
     group.add_argument("--card", choices=KINDS_OF_CARD, default="ultra", help="default ultra, which has four SoCs")
     group.add_argument("--num-devices", type=positive, metavar="N", help="SoCs; default: as few as it fits on")
     group.add_argument("--mxfp6-matmul", "--mxfp6", action="store_true", help="MXFP6 weights")
+    add_latent(group)
     group.add_argument("--mxint8-kv-cache", "--mxint8", action="store_true", help="MXINT8 cache")
 
 
@@ -167,7 +169,14 @@ def _read(name: str, arguments: argparse.Namespace) -> ModelSizes:
 
     quieten_libraries(arguments.verbose)
     options = given(arguments, ("cache_dir", "hf_token"))
-    return read_model(name, {**options, "trust_remote_code": arguments.trust_remote_code})
+    options["trust_remote_code"] = arguments.trust_remote_code
+    return read_model(name, options, _latent(arguments.mla_absorption))
+
+
+def _latent(absorption: str | None) -> LatentSpec | None:
+    from QEfficient.specs import LatentSpec
+
+    return LatentSpec(absorption=True, fused=absorption == "fused") if absorption else None
 
 
 def planned_size(sizes: ModelSizes) -> ModelSize:
@@ -256,7 +265,7 @@ def _state_bytes(plan: Plan) -> tuple[int, int]:
 def _exported_bytes(plan: Plan) -> int:
     """Of the ONNX program as the compiler reads it; the simulator's compiled program holds them as they are."""
     weights = plan.sizes.weights
-    return 4 * (weights.stored + weights.constants + plan.model.table_numbers(plan.workload.ctx_len))
+    return 4 * (weights.graph + weights.constants + plan.model.table_numbers(plan.workload.ctx_len))
 
 
 def _program_bytes(plan: Plan) -> int:

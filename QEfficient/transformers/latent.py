@@ -180,29 +180,43 @@ def named(plans: tuple[StatePlan, ...], model: torch.nn.Module, spec: LatentSpec
     )
 
 
+def absorbed_weights(model: torch.nn.Module) -> tuple[set[str], set[str]]:
+    """Names of the parameters that absorbing made, and of those that they take the place of."""
+    made, replaced = set(), set()
+    for path, attention in _absorbed_attentions(model).items():
+        made |= {f"{path}.{ABSORBED}.{name}" for name, _ in getattr(attention, ABSORBED).named_parameters()}
+        replaced |= {f"{path}.{name}.weight" for name in _needed(attention)}
+    return made, replaced
+
+
+def _absorbed_attentions(model: torch.nn.Module) -> dict[str, Any]:
+    return {path: each for path, each in latent_layers(model).items() if hasattr(each, ABSORBED)}
+
+
+def _needed(attention: Any) -> tuple[str, ...]:
+    """The children whose weights become those of an absorbed attention."""
+    fused = hasattr(getattr(attention, ABSORBED), "query")
+    return (EXPANSION, _queries_of(attention)) if fused else (EXPANSION,)
+
+
 class AbsorbedWeights:
     """Makes the weights of absorbed attentions from those that a checkpoint streams, and hands both on."""
 
     def __init__(self, model: torch.nn.Module, sink: Sink) -> None:
         self._sink = sink
-        self._attentions = {p: a for p, a in latent_layers(model).items() if hasattr(a, ABSORBED)}
+        self._attentions = _absorbed_attentions(model)
         self._waiting: dict[str, dict[str, torch.Tensor]] = {path: {} for path in self._attentions}
 
     def __call__(self, name: str, tensor: LazyTensor | torch.Tensor) -> None:
         """A sink of the stream."""
         self._sink(name, tensor)
         path, _, parameter = name.removesuffix(".weight").rpartition(".")
-        if path not in self._waiting or parameter not in self._needed(path):
+        if path not in self._waiting or parameter not in (needed := _needed(self._attentions[path])):
             return
         self._waiting[path][parameter] = tensor.read() if isinstance(tensor, LazyTensor) else tensor
-        if len(self._waiting[path]) == len(self._needed(path)):
+        if len(self._waiting[path]) == len(needed):
             for made, value in self._made(self._attentions[path], self._waiting.pop(path)):
                 self._sink(f"{path}.{ABSORBED}.{made}", value)
-
-    def _needed(self, path: str) -> tuple[str, ...]:
-        attention = self._attentions[path]
-        fused = hasattr(getattr(attention, ABSORBED), "query")
-        return (EXPANSION, _queries_of(attention)) if fused else (EXPANSION,)
 
     @staticmethod
     def _made(attention: Any, weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,15 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from QEfficient.errors import first_line
+from QEfficient.specs import LatentSpec
 from QEfficient.transformers import mixers
 from QEfficient.transformers.config_sizes import gathered, model_sizes
+from QEfficient.transformers.latent import absorbed_weights
 from QEfficient.transformers.loading import ModelSource
 from QEfficient.transformers.observed_reads import observed_reads
 from QEfficient.transformers.replay import ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.size_records import Buffers, ModelSizes, Reads, StateCounts
-from QEfficient.transformers.transform import retain
+from QEfficient.transformers.transform import retain, with_latent_states
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +35,21 @@ FREQUENCIES = "inv_freq"
 """How transformers names the buffers of rotary frequencies; a kind of layer may stand before it."""
 
 
-def observed_sizes(source: ModelSource) -> ModelSizes:
+def observed_sizes(source: ModelSource, spec: LatentSpec | None = None) -> ModelSizes:
     """What an export of the model would hold. Raises `UnsupportedModelError` where it would be refused."""
     model, mode = source.skeleton()
     with _watched_angles(model) as angles:
-        retained = retain(model)
+        retained = with_latent_states(retain(model), spec)
+    made, replaced = absorbed_weights(model)
     stored = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     known = {**dict(model.named_parameters()), **{name: b for name, b in buffers.items() if name in stored}}
-    shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
-    sizes = model_sizes(model.config, shapes, _state(retained), _uses(model))
+    shapes = {name: tuple(tensor.shape) for name, tensor in known.items() if name not in replaced}
+    uses = {**_uses(model), **dict.fromkeys(made, "dense")}
+    sizes = model_sizes(model.config, shapes, _state(retained), uses)
+    absorbed = sum(known[name].numel() for name in made) - sum(known[name].numel() for name in replaced)
     constants = sum(buffer.numel() for name, buffer in buffers.items() if name not in stored)
-    weights = replace(sizes.weights, constants=constants)
+    weights = replace(sizes.weights, constants=constants, absorbed=absorbed)
     return replace(
         sizes,
         weights=weights,

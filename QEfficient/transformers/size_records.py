@@ -21,6 +21,8 @@ class WeightCounts:
     """Of matrices inside recurrent layers, which run token by token."""
     constants: int = 0
     """Of what no checkpoint has, but the graph: frequencies, tables of positions."""
+    absorbed: int = 0
+    """How many more there are than in the files, where latent attention was absorbed: others took the place of some."""
     tied: bool = False
     largest_matrix: int = 0
     """Of the largest single one among the dense ones and the head."""
@@ -34,6 +36,11 @@ class WeightCounts:
     @property
     def stored(self) -> int:
         """As in the files: a tied head lies there once, as the table."""
+        return self.graph - self.absorbed
+
+    @property
+    def graph(self) -> int:
+        """As in the exported program, beside its constants."""
         return self.dense + self.experts + self.other + self.scanned + (0 if self.tied else self.head)
 
 

@@ -208,6 +208,26 @@ def test_positions_that_a_model_does_not_have(cli: Cli, tmp_path: Path) -> None:
     assert "positions for 512" in cli("plan", tmp_path, "--ctx-len", 513, "--json").json["remarks"][0]
 
 
+def test_absorbed_attention_has_other_weights_than_the_files(cli: Cli, tmp_path: Path) -> None:
+    from QEfficient.verification.tiny_models import tiny_model
+
+    model = tiny_model("deepseek_v3")
+    model.save_pretrained(tmp_path)
+    config, attentions = model.config, [layer.self_attn for layer in model.model.layers]
+    wider = config.num_attention_heads * (config.kv_lora_rank + config.qk_rope_head_dim) * config.q_lora_rank
+    fused = wider - attentions[0].q_b_proj.weight.numel() - attentions[0].kv_b_proj.weight.numel()
+    fused += config.num_attention_heads * config.kv_lora_rank * config.v_head_dim
+    for how, more in (("online", 0), ("fused", fused * len(attentions))):
+        found = cli("plan", tmp_path, "--ctx-len", 64, "--mla-absorption", how, "--json").json
+        assert (found["weights"]["absorbed"], found["weights"]["stored"]) == (more, stored(tmp_path)), how
+        assert found["fits"] and found["remarks"] == []
+
+
+def test_nothing_to_absorb(cli: Cli, model_folder: Path) -> None:
+    result = cli("plan", model_folder, "--mla-absorption", "fused")
+    assert result.code == 1 and "has no latent attention, which mla_absorption is for" in result.error
+
+
 def test_very_large_figures_have_units_that_suit_them(cli: Cli, model_folder: Path) -> None:
     result = cli("plan", model_folder, "--ctx-len", 2**31, "--full-batch-size", 10**6)
     assert "PB of 32.2 GB" in rows(result.out)["needed of usable per SoC"]

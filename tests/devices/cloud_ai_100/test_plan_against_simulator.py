@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +44,7 @@ from QEfficient.devices.cloud_ai_100.plan.estimate import (
 from QEfficient.errors import QEfficientError
 from QEfficient.generation.cloud_infer import QAICInferenceSession
 from QEfficient.program import ExportedProgram, load_exported
-from QEfficient.specs import CompileSpec
+from QEfficient.specs import CompileSpec, LatentSpec
 from QEfficient.transformers.sizes import read_model
 from QEfficient.verification.tiny_models import tiny_config
 
@@ -97,10 +97,12 @@ class Case:
     model_type: str
     geometry: Geometry
     changes: tuple[tuple[str, Any], ...] = ()
+    latent: LatentSpec | None = None
 
     @property
     def name(self) -> str:
-        return "-".join([self.model_type, *(name for name, _ in self.changes)])
+        absorbed = [] if self.latent is None else ["fused" if self.latent.fused else "online"]
+        return "-".join([self.model_type, *(name for name, _ in self.changes), *absorbed])
 
     def config(self) -> Any:
         config = tiny_config(self.model_type)
@@ -112,6 +114,7 @@ class Case:
 WIDE_HEADS = (("head_dim", 32),)
 ONE_HEAD = (("num_key_value_heads", 1), ("vocab_size", 2048))
 """Tables of rotary angles, of two kinds of layers, are a good part of it then."""
+FUSED, ONLINE = LatentSpec(absorption=True), LatentSpec(absorption=True, fused=False)
 CASES = [
     Case("llama", PACKED, WIDE_HEADS),
     Case("llama", ALONE, (("tie_word_embeddings", True),)),
@@ -119,6 +122,7 @@ CASES = [
     Case("mixtral", SLOTS),
     Case("qwen3_moe", PACKED, WIDE_HEADS),
     Case("deepseek_v3", ROWS),
+    Case("deepseek_v3", replace(SLOTS, ctx_len=2048), (), FUSED),
     Case("gemma2", SLOTS),
     Case("gpt_oss", ALONE),
     Case("qwen3_next", SLOTS),
@@ -139,10 +143,17 @@ class World:
 
     model: Any
     size: ModelSize
+    exported_bytes: int
     folder: Path
+    latent: LatentSpec | None = None
 
     def wrapped(self, geometry: Geometry) -> QEFFAutoModelForCausalLM:
-        return QEFFAutoModelForCausalLM(self.model, continuous_batching=geometry.full_batch_size is not None)
+        latent = self.latent
+        asked = latent and {"cache_compressed": True, "absorption": True, "online": not latent.fused}
+        config = {"mla_absorption": asked} if asked else None
+        return QEFFAutoModelForCausalLM(
+            self.model, continuous_batching=geometry.full_batch_size is not None, qaic_config=config
+        )
 
     def program(self, geometry: Geometry) -> ExportedProgram:
         return load_exported(self.export(self.wrapped(geometry), geometry).parent)
@@ -158,7 +169,8 @@ def world_of(case: Case, folder: Path) -> World:
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(case.config()).eval()
     model.save_pretrained(folder / "model")
-    return World(model, planned_size(read_model(str(folder / "model"), {})), folder)
+    sizes = read_model(str(folder / "model"), {}, case.latent)
+    return World(model, planned_size(sizes), 4 * sizes.weights.graph, folder, case.latent)
 
 
 @pytest.fixture
@@ -189,7 +201,7 @@ def test_a_plan_is_within_ten_percent_of_what_is_made(world: World, case: Case, 
     assert found.cache == pytest.approx(graph.states / geometry.devices, rel=0.1, abs=world.size.state.replays * 1e6)
     assert found.needed == pytest.approx(settings["bytes_per_device"], rel=0.1)
     assert taken_by(program, geometry.devices) == pytest.approx(ceil(found.needed / MEGABYTE), rel=0.1, abs=1)
-    exported = 4 * sum(parameter.numel() for parameter in world.model.parameters())
+    exported = world.exported_bytes
     assert path.with_suffix(".onnx.data").stat().st_size == pytest.approx(exported, rel=0.1)
     tables = 4 * world.size.table_numbers(geometry.ctx_len)
     assert len(images["constants.bin"]) == pytest.approx(exported + tables, rel=0.1)
@@ -317,6 +329,7 @@ MANY = [
         for c in (
             Case("gemma3_text", LONG, ONE_HEAD),
             Case("gpt_neo", ALONE),
+            Case("deepseek_v3", ALONE, (), ONLINE),
         )
     ],
     indirect=["world"],
