@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from QEfficient.cloud import _arguments as options
 
 if TYPE_CHECKING:
-    from QEfficient.cloud._chat.loop import Chat
+    from QEfficient.cloud._chat.dialogue import Chat
     from QEfficient.cloud._presentation import StageClock
     from QEfficient.program import CompiledProgram
     from QEfficient.specs import CompileSpec
@@ -90,7 +90,8 @@ def _run(
     from QEfficient.cloud import _generation as generation
     from QEfficient.cloud._chat.commands import command_names
     from QEfficient.cloud._chat.conversation import Conversation
-    from QEfficient.cloud._chat.loop import Chat, Partner
+    from QEfficient.cloud._chat.dialogue import Chat, Partner
+    from QEfficient.cloud._chat.loop import hold
     from QEfficient.cloud._chat.settings import Settings
     from QEfficient.cloud._chat.terminal import Terminal
     from QEfficient.cloud._preparation import draft_program
@@ -104,7 +105,7 @@ def _run(
         partner = Partner(name, compiled.place, opener)
         chat = Chat(partner, settings, terminal, Conversation(arguments.system or ""))
         _greet(chat)
-        chat.run()
+        hold(chat)
     return chat
 
 

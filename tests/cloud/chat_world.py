@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from QEfficient.cloud._chat.conversation import Conversation
-from QEfficient.cloud._chat.loop import Chat, Partner
+from QEfficient.cloud._chat.dialogue import Chat, Partner
+from QEfficient.cloud._chat.loop import hold
 from QEfficient.cloud._chat.settings import Settings
 from QEfficient.cloud._chat.terminal import Terminal
 from QEfficient.devices import Batch, Limits, Paging, Row
@@ -109,7 +110,7 @@ class Talk:
         return self._engine.session
 
     def run(self) -> Talk:
-        self.chat.run()
+        hold(self.chat)
         assert self.chat.engine.idle
         return self
 

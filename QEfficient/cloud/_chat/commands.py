@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from QEfficient.cloud._arguments import UsageError
 from QEfficient.cloud._chat import conversation as conversations
 from QEfficient.cloud._chat.conversation import Conversation
+from QEfficient.cloud._chat.dialogue import Chat
 from QEfficient.cloud._chat.settings import AS_THE_MODEL, setting_names
 from QEfficient.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from QEfficient.cloud._chat.loop import Chat
 
 NO_SYSTEM = "none"
 

@@ -1,23 +1,11 @@
-"""The chat: reads what is typed, answers, remembers."""
+"""Reads what is typed until nothing more comes: commands are run, everything else is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
-
 from QEfficient.cloud._arguments import UsageError
-from QEfficient.cloud._chat.answers import answer, figures
 from QEfficient.cloud._chat.commands import run_command
-from QEfficient.cloud._chat.conversation import Conversation, Turn
-from QEfficient.cloud._chat.prompts import Prompt, Prompts
-from QEfficient.cloud._chat.settings import Settings
-from QEfficient.cloud._chat.terminal import Terminal, interruption
+from QEfficient.cloud._chat.dialogue import Chat
 from QEfficient.errors import QEfficientError, SessionLostError
-from QEfficient.generation.engine import Engine
-from QEfficient.generation.request import RequestOutput
-from QEfficient.generation.text import TextGenerator
 
 HOW_TO_LEAVE = "Ctrl-C again, Ctrl-D or /exit leaves."
 AFTER_A_LOSS = (
@@ -25,118 +13,41 @@ AFTER_A_LOSS = (
 )
 
 
-@dataclass(frozen=True)
-class Partner:
-    """The model that answers."""
+def hold(chat: Chat) -> None:
+    """Take lines until there are no more, or one ends the chat."""
+    leaving = False
+    while not chat.over:
+        try:
+            typed = chat.terminal.read()
+            leaving = False
+            _take(chat, typed)
+        except KeyboardInterrupt:
+            if not chat.terminal.interactive:
+                raise
+            chat.over, leaving = leaving, True
+            if not chat.over:
+                chat.terminal.note(HOW_TO_LEAVE)
+        except (QEfficientError, UsageError) as error:
+            _fail(chat, error)
 
-    name: str
-    device: str
-    open: Callable[[], tuple[Engine, TextGenerator]]
-    """Gives one engine for the whole chat, so that earlier turns are not computed again; another after its session
-    was lost."""
+
+def _take(chat: Chat, typed: str | None) -> None:
+    """A command, or a message; two slashes begin a message that begins with one."""
+    typed = None if typed is None else typed.strip()
+    if typed is None:
+        chat.over = True
+    elif typed.startswith("//"):
+        chat.ask(typed[1:])
+    elif typed.startswith("/"):
+        run_command(chat, typed)
+    elif typed:
+        chat.ask(typed)
 
 
-@dataclass
-class Chat:
-    """One chat, from its first line to its last."""
-
-    partner: Partner
-    settings: Settings
-    terminal: Terminal
-    conversation: Conversation = field(default_factory=Conversation)
-    over: bool = False
-    failed: bool = False
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    """Figures of all answers, also of those that were taken back."""
-
-    def __post_init__(self) -> None:
-        self._open()
-        self._left_out = 0
-        self._leaving = False
-
-    def run(self) -> None:
-        """Take lines until there are no more."""
-        while not self.over:
-            try:
-                self._take_next()
-            except KeyboardInterrupt:
-                if not self.terminal.interactive:
-                    raise
-                self.over, self._leaving = self._leaving, True
-                if not self.over:
-                    self.terminal.note(HOW_TO_LEAVE)
-            except (QEfficientError, UsageError) as error:
-                self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self.failed, lost = True, isinstance(error, SessionLostError)
-        if lost:
-            self.terminal.end_line()  # a piece of the answer may stand there
-        self.terminal.error(error)
-        if lost:
-            self.terminal.note(AFTER_A_LOSS)
-
-    def _take_next(self) -> None:
-        typed = self.terminal.read()
-        self._leaving = False
-        if typed is None:
-            self.over = True
-        else:
-            self.take(typed)
-
-    def take(self, typed: str) -> None:
-        """A command, or a message; two slashes begin a message that begins with one."""
-        typed = typed.strip()
-        if typed.startswith("//"):
-            self.ask(typed[1:])
-        elif typed.startswith("/"):
-            run_command(self, typed)
-        elif typed:
-            self.ask(typed)
-
-    def ask(self, question: str) -> bool:
-        """Answer, and remember what was said; False if nothing was."""
-        self._open()
-        params = self.settings.params
-        prompt = self.prompts.fitted(self.conversation, question, params.max_new_tokens)
-        self._say_what_is_left_out(prompt)
-        request = self._text.request(prompt.ids, params)
-        with interruption() if self.terminal.interactive else nullcontext(lambda: False) as stopped:
-            output = answer(self.engine, self._text, request, self.terminal.say, stopped)
-        self.terminal.end_line()
-        self._record(output)
-        kept = bool(output.text) or output.finish_reason != "cancelled"
-        if kept:
-            self.conversation.turns.append(Turn(question, output.text))
-        else:
-            self.terminal.note("stopped before the first word: the message is forgotten.")
-        return kept
-
-    def _open(self) -> None:
-        self.engine, self._text = self.partner.open()
-        self.prompts = Prompts(self._text, self.engine.session.limits.ctx_len)
-
-    def forget(self, conversation: Conversation) -> None:
-        """Go on with another conversation."""
-        self.conversation, self._left_out = conversation, 0
-
-    def _say_what_is_left_out(self, prompt: Prompt) -> None:
-        count, self._left_out = prompt.left_out, prompt.left_out
-        if count:
-            turns = "the first turn is" if count == 1 else f"the first {count:,} turns are"
-            self.terminal.note(
-                f"the conversation is too long for the context of {self.prompts.ctx_len:,} tokens: {turns} left out."
-            )
-
-    def _record(self, output: RequestOutput) -> None:
-        self.terminal.figures(figures(output, self.prompts.ctx_len))
-        timings = output.timings
-        self.answers.append(
-            {
-                "prompt_tokens": len(output.prompt_ids),
-                "cached_tokens": output.cached_tokens,
-                "tokens": len(output.generated_ids),
-                "finish_reason": output.finish_reason,
-                "seconds_to_first_token": timings.time_to_first_token,
-            }
-        )
+def _fail(chat: Chat, error: Exception) -> None:
+    chat.failed, lost = True, isinstance(error, SessionLostError)
+    if lost:
+        chat.terminal.end_line()  # a piece of the answer may stand there
+    chat.terminal.error(error)
+    if lost:
+        chat.terminal.note(AFTER_A_LOSS)
