@@ -131,7 +131,7 @@ def test_a_model_that_replays_keeps_its_tokens_only(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_run_without_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fails(source: object) -> None:
+    def fails(source: object, latent: object) -> None:
         raise UnsupportedModelError("no such layer")
 
     monkeypatch.setattr("QEfficient.transformers.sizes.observed_sizes", fails)
@@ -214,7 +214,7 @@ def test_only_the_config_of_a_hub_model_is_fetched(on_the_hub: list[str]) -> Non
 def test_headers_of_a_hub_model_are_fetched_where_its_config_is_not_enough(
     on_the_hub: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(source: object) -> None:
+    def fails(source: object, latent: object) -> None:
         raise UnsupportedModelError("no such layer")
 
     monkeypatch.setattr("QEfficient.transformers.sizes.observed_sizes", fails)

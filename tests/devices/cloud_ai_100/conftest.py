@@ -1,13 +1,21 @@
-"""An SDK for tests: the stand-in, as a folder like the real one."""
+"""An SDK for tests: the stand-in, as a folder like the real one. And one store for all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qaic_simulator.root import write_root
 from QEfficient.devices.cloud_ai_100.sdk import ROOT_VARIABLE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exports_are_shared(shared_store: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QEFF_HOME", str(shared_store))
+        yield
 
 
 def use_simulator(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

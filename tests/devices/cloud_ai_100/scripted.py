@@ -56,7 +56,6 @@ class Scripted:
 
 def scripted(folder: Path, continuous_batching: bool = False, model_type: str = "llama", **geometry: Any) -> Scripted:
     model = QEFFAutoModelForCausalLM(tiny_model(model_type), continuous_batching=continuous_batching)
-    model.export(folder / "exported")
     compiled = model.compile(device="cloud_ai_100", compile_dir=folder / "compiled", **{**GEOMETRY, **geometry})
     bare = folder / "elsewhere"
     bare.mkdir()

@@ -36,7 +36,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {"rows": {"batch_size": 3}, "slots": {"f
 NEW = 10
 TRIED = {"chunk boundaries", "alone and among others", "slot reuse", "idle rows", "window wrap", "last position"}
 AGAINST = reference_in("float16")
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @pytest.fixture(autouse=True)

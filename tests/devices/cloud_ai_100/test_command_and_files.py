@@ -423,7 +423,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "exec").mkdir()
     (tmp_path / "versions").mkdir()
     for tool in ("qaic-compile", "qaic-exec"):
-        (tmp_path / "exec" / tool).touch(mode=0o755)
+        (tmp_path / "exec" / tool).write_text("#!/bin/sh\n")
+        (tmp_path / "exec" / tool).chmod(0o755)
     for part, version in (("apps", "1.22.0"), ("platform", "1.21.6.0")):
         text = f'<?xml version="1.0"?><versions><ci_build><base_version>{version}</base_version></ci_build></versions>'
         (tmp_path / "versions" / f"{part}.xml").write_text(text)

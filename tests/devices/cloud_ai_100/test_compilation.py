@@ -25,13 +25,13 @@ from QEfficient.verification.tiny_models import tiny_model
 SPEC: dict[str, Any] = {"prefill_seq_len": 8, "ctx_len": 64}
 
 
-def exported(folder: Path, model_type: str = "llama", **options: Any) -> ExportedProgram:
-    return load_exported(Path(QEFFAutoModelForCausalLM(tiny_model(model_type), **options).export(folder)).parent)
+def exported(model_type: str = "llama", **options: Any) -> ExportedProgram:
+    return load_exported(Path(QEFFAutoModelForCausalLM(tiny_model(model_type), **options).export()).parent)
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> ExportedProgram:
-    return exported(tmp_path_factory.mktemp("llama") / "exported", continuous_batching=True)
+def program() -> ExportedProgram:
+    return exported(continuous_batching=True)
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ Warning: one thing
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gemma2", "qwen3_next", "gpt2"])
-def test_other_models(new_sdk: str, tmp_path: Path, folder: Path, model_type: str) -> None:
-    program = exported(tmp_path / "exported", model_type)
+def test_other_models(new_sdk: str, folder: Path, model_type: str) -> None:
+    program = exported(model_type)
     assert CloudAI100().compile(program, CompileSpec(batch_size=2, **SPEC), folder)["simulated"]
 
 
@@ -127,7 +127,7 @@ def test_options_are_refused_before_anything_is_written(new_sdk: str, program: E
 def test_bfloat16_is_for_newer_cards(new_sdk: str, tmp_path: Path, folder: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
     wrapped = QEFFAutoModelForCausalLM.from_pretrained(str(tmp_path / "model"), dtype="bfloat16")
-    program = load_exported(Path(wrapped.export(tmp_path / "exported")).parent)
+    program = load_exported(Path(wrapped.export()).parent)
     with pytest.raises(DeviceError, match="exported in bfloat16, which the ai100 does not compute in"):
         CloudAI100().compile(program, CompileSpec(**SPEC), folder)
     with pytest.raises(DeviceError, match="exported in bfloat16, which the ai100 does not compute in"):

@@ -55,7 +55,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> CompiledProgram:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ROOT_VARIABLE, str(write_root(folder / "sdk")))
         wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), continuous_batching=True)
-        wrapped.export(folder / "exported")
         geometry: dict[str, Any] = {"ctx_len": 32, "prefill_seq_len": 8, "full_batch_size": 2, "num_cores": CORES}
         made = wrapped.compile(device="cloud_ai_100", compile_dir=folder / "compiled", **geometry)
     return load_compiled(made)

@@ -18,7 +18,6 @@ from QEfficient.verification.tiny_models import prompts, tiny_model
 CHUNK, NEW = 8, 8
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "num_cores": 8, "device": "cloud_ai_100"}  # both lie on one device
 RETAINED = "_RetainedState"
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def states(session: QAICInferenceSession) -> list[str]:

@@ -55,7 +55,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         patch.setenv(ROOT_VARIABLE, str(write_root(folder / "sdk", "1.22")))
         for name, options in asked.items():
             found[name] = QEFFAutoModelForCausalLM(tiny(1 if name.startswith("other") else 0))
-            found[name].export(folder / "exported")
             found[name].compile(compile_dir=folder / name, **shape, **options)
     return found
 

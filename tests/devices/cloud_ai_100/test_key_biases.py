@@ -242,12 +242,11 @@ def test_a_context_that_differs_between_specializations(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=BIASED)
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExportedProgram:
-    folder = tmp_path_factory.mktemp("model") / "exported"
+def program(request: pytest.FixtureRequest) -> ExportedProgram:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(OVERRIDES, request.param, OVERRIDES.get(request.param, {}) | BIASED[request.param])
         model = tiny_model(request.param)
-    return load_exported(Path(QEFFAutoModelForCausalLM(model).export(folder)).parent)
+    return load_exported(Path(QEFFAutoModelForCausalLM(model).export()).parent)
 
 
 def entries(context: int) -> list[Specialization]:
@@ -288,7 +287,6 @@ def logits(device: Device, program: ExportedProgram, folder: Path, calls: list[t
         return np.stack([session.run(Batch(rows)) for rows in calls])
 
 
-@pytest.mark.usefixtures("exports_are_shared")
 @pytest.mark.parametrize(
     "options",
     [

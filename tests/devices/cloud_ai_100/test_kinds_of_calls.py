@@ -27,7 +27,6 @@ DEVICES = ("reference", "cloud_ai_100")
 NEW = 12
 TARGET = {"speculative_model_type": "target"}
 LENGTHS = {"comp_ctx_lengths_prefill": [16, 32], "comp_ctx_lengths_decode": [24, 40, 64]}
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @cache

@@ -50,9 +50,9 @@ TOKENS = 128
 NEAR = 0.01
 
 
-def exported(model: Any, folder: Path, **options: Any) -> ExportedProgram:
+def exported(model: Any, **options: Any) -> ExportedProgram:
     wrapped = model if isinstance(model, QEFFAutoModelForCausalLM) else QEFFAutoModelForCausalLM(model)
-    return load_exported(Path(wrapped.export(folder / "exported", **options)).parent)
+    return load_exported(Path(wrapped.export(**options)).parent)
 
 
 def examined(program: ExportedProgram, spec: CompileSpec = SPEC) -> Findings:
@@ -99,7 +99,7 @@ def test_a_planted_overflow_is_found_and_the_file_cures_it(
     model = copy.deepcopy(tiny_model(model_type))
     plant(model)
     wrapped = QEFFAutoModelForCausalLM(model)
-    program = exported(wrapped, tmp_path)
+    program = exported(wrapped)
     found = examined(program)
     assert where <= overflowing(found) <= where | {"embedding", "head"}
     assert set(found.places.values()) & LAYERS == where
@@ -136,7 +136,7 @@ def test_an_overflow_inside_a_recurrent_node_is_found_and_cured(
     """What the body makes is rounded and measured; the call as a whole is what a file can name."""
     model = copy.deepcopy(tiny_model(model_type))
     plant(model, layer)
-    program = exported(model, tmp_path)
+    program = exported(model)
     found = examined(program)
     assert overflowing(found) == {f"layer {layer}"} and math.isnan(found.perplexities[FLOAT16])
     (node,) = found.proposal
@@ -158,29 +158,29 @@ def test_logits_of_a_recurrent_model_are_those_of_the_simulated_card(
     new_sdk: str, tmp_path: Path, options: dict[str, bool]
 ) -> None:
     """Bit for bit, with one recurrent node in fp32 and one in float16."""
-    program = exported(tiny_model("mamba2"), tmp_path)
+    program = exported(tiny_model("mamba2"))
     flat = flat_graph(program, tmp_path)
     assert_same_logits(program, flat, flat.owner(next(n for n in flat.nodes if n.op_type == "Scan")), tmp_path, options)
 
 
 @pytest.mark.slow
-def test_what_preparing_the_graph_changes_is_said(tmp_path: Path) -> None:
+def test_what_preparing_the_graph_changes_is_said() -> None:
     """Float32 is that of the program as exported."""
     model = copy.deepcopy(tiny_model("llama"))
-    before = examined(exported(model, tmp_path / "before")).perplexities[FLOAT32]
+    before = examined(exported(model)).perplexities[FLOAT32]
     SMALL(model)
-    found = examined(exported(model, tmp_path / "after"))
+    found = examined(exported(model))
     assert abs(found.perplexities[FLOAT32] / before - 1) < 0.001
     assert not found.helps and any("an epsilon is raised" in remark for remark in found.remarks)
 
 
 @pytest.mark.slow
-def test_what_no_file_changes_is_said(tmp_path: Path) -> None:
+def test_what_no_file_changes_is_said() -> None:
     """A cache beyond float16; and weights, which stop the compiler. There is no file then that does not help."""
     model = copy.deepcopy(tiny_model("llama"))
     planted.values(model, 1)
     planted.gated_product(model, 0, 1e6)
-    found = examined(exported(model, tmp_path))
+    found = examined(exported(model))
     assert not found.helps and not found.proposal and WITH_FILE not in found.perplexities
     assert not any(row.kept for row in found.rows)
     said = "\n".join(found.remarks)
@@ -190,8 +190,8 @@ def test_what_no_file_changes_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
-def test_a_healthy_model_needs_nothing(tmp_path: Path, model_type: str) -> None:
-    found = examined(exported(tiny_model(model_type), tmp_path))
+def test_a_healthy_model_needs_nothing(model_type: str) -> None:
+    found = examined(exported(tiny_model(model_type)))
     assert not found.proposal and found.helps and WITH_FILE not in found.perplexities
     assert [row.name for row in found.rows] == ["embedding", "layer 0", "layer 1", "head"]
     assert not overflowing(found) and not any(row.lost or row.kept for row in found.rows)
@@ -201,7 +201,7 @@ def test_a_healthy_model_needs_nothing(tmp_path: Path, model_type: str) -> None:
 
 
 @pytest.mark.slow
-def test_one_planted_layer_of_the_demo(tmp_path: Path) -> None:
+def test_one_planted_layer_of_the_demo() -> None:
     """A trained model, whose perplexity means something."""
     from transformers import AutoModelForCausalLM
 
@@ -209,8 +209,8 @@ def test_one_planted_layer_of_the_demo(tmp_path: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(demo_folder(), dtype="float32")
     planted.gated_product(model, 2, 1e5)
-    program = exported(model, tmp_path)
-    tokens = read_text(exported(QEFFAutoModelForCausalLM.from_pretrained("demo"), tmp_path / "demo"), None, TOKENS)
+    program = exported(model)
+    tokens = read_text(exported(QEFFAutoModelForCausalLM.from_pretrained("demo")), None, TOKENS)
     found = examine(program, tokens, SPEC)
     assert overflowing(found) == {"layer 2"} == set(found.places.values())
     assert math.isnan(found.perplexities[FLOAT16]) and 20 < found.perplexities[FLOAT32] < 60
@@ -221,7 +221,7 @@ def test_one_planted_layer_of_the_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"mxfp6_matmul": True, "mxint8_kv_cache": True}], ids=["half", "all"])
 def test_logits_are_those_of_the_simulated_card(new_sdk: str, tmp_path: Path, options: dict[str, bool]) -> None:
     """Bit for bit, with a node in fp32 among the others."""
-    program = exported(QEFFAutoModelForCausalLM.from_pretrained("demo"), tmp_path)
+    program = exported(QEFFAutoModelForCausalLM.from_pretrained("demo"))
     flat = flat_graph(program, tmp_path)
     assert_same_logits(program, flat, next(flat.owner(n) for n in flat.nodes if n.op_type == "Pow"), tmp_path, options)
 
@@ -260,20 +260,20 @@ def test_block_formats_are_those_of_the_simulator(name: str, axis: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["slots", "functions"])
-def test_other_forms_of_the_program(new_sdk: str, tmp_path: Path, shape: str) -> None:
+def test_other_forms_of_the_program(new_sdk: str, shape: str) -> None:
     """The names are those of the graph that is compiled: of calls of layers, where layers are functions."""
     model = copy.deepcopy(tiny_model("llama"))
     planted.gated_product(model, 1)
     wrapped = QEFFAutoModelForCausalLM(model, continuous_batching=shape == "slots")
-    program = exported(wrapped, tmp_path, use_onnx_subfunctions=shape == "functions")
+    program = exported(wrapped, use_onnx_subfunctions=shape == "functions")
     found = examined(program, replace(SPEC, full_batch_size=1 if shape == "slots" else None))
     assert found.helps and change(found, WITH_FILE) < NEAR
     outputs = {node.output[0] for node in onnx.load(program.onnx_path(), load_external_data=False).graph.node}
     assert set(found.proposal) <= outputs and (len(found.proposal) == 1) is (shape == "functions")
 
 
-def test_only_float32_programs(tmp_path: Path) -> None:
-    program = exported(tiny_model("llama").half(), tmp_path)
+def test_only_float32_programs() -> None:
+    program = exported(tiny_model("llama").half())
     with pytest.raises(OptionError, match="exported in float16(.|\n)*Leave dtype out"):
         examined(program)
 

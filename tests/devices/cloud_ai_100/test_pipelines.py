@@ -24,7 +24,6 @@ from QEfficient.verification.tiny_models import prompts, tiny_model
 
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "prefill_seq_len": 8, "full_batch_size": 2}
 TWO, FOUR = {"num_devices": 2, "mdp_num_partitions": 2}, {"num_devices": 4, "mdp_num_partitions": 2}
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @cache

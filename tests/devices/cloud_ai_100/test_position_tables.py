@@ -214,9 +214,8 @@ def test_a_size_that_differs_is_not_known() -> None:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> ExportedProgram:
-    folder = tmp_path_factory.mktemp("model") / "exported"
-    return load_exported(Path(QEFFAutoModelForCausalLM(tiny_model("llama")).export(folder)).parent)
+def program() -> ExportedProgram:
+    return load_exported(Path(QEFFAutoModelForCausalLM(tiny_model("llama")).export()).parent)
 
 
 def late_logits(device: Device, program: ExportedProgram, folder: Path) -> np.ndarray:

@@ -24,7 +24,6 @@ HEADS, LAYERS = 3, 2
 CONTEXT = {"ctx_len": 64, "prefill_seq_len": 8}
 SLOTS, ROWS = {"full_batch_size": 2}, {"batch_size": 2}
 NEW = 12
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def projected(folder: Path, model: Any, scale: float, **said: Any) -> dict[str, torch.Tensor]:

@@ -38,15 +38,13 @@ def qnn_sdk(new_sdk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def wide() -> Any:
     """Heads of whole blocks of MXINT8; exported."""
     config = tiny_config("llama")
     config.head_dim, config.initializer_range = 32, 0.2
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    wrapped = QEFFAutoModelForCausalLM(model, continuous_batching=True)
-    wrapped.export(tmp_path_factory.mktemp("wide") / "exported")
-    return wrapped
+    return QEFFAutoModelForCausalLM(model, continuous_batching=True)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +289,6 @@ def test_the_tokens_of_a_model_with_windows(tmp_path: Path) -> None:
     """Without continuous batching."""
     model = tiny_model("gemma2")
     wrapped = QEFFAutoModelForCausalLM(model)
-    wrapped.export(tmp_path / "exported")
     found = []
     for device, options in (("reference", {}), ("cloud_ai_100", {"enable_qnn": True})):
         wrapped.compile(device=device, compile_dir=tmp_path / device, **GEOMETRY, **options)

@@ -29,7 +29,6 @@ WIDEST = 64
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "prefill_seq_len": 8, "num_cores": 8}
 SAMPLER = {"include_sampler": True, "max_top_k_ids": WIDEST, "include_guided_decoding": True}
 SLOTS, ROWS = {"full_batch_size": 2}, {"batch_size": 2}
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def wrapped(config: dict[str, Any] | None, slots: bool = True, model_type: str = "llama") -> QEFFAutoModelForCausalLM:

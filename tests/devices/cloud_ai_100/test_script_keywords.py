@@ -33,7 +33,7 @@ def _sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def made(folder: Path, qaic_config: dict[str, Any] | None = None, **options: Any) -> QEFFAutoModelForCausalLM:
     model = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config=qaic_config)
     graph = {"compute_context": True} if "comp_ctx_lengths_decode" in options else {}
-    model.export(folder / "exported", **graph)
+    model.export(**graph)
     model.compile(**{"device": "cloud_ai_100", "compile_dir": folder, **GEOMETRY, **options})
     return model
 
@@ -204,10 +204,9 @@ def test_what_another_device_does_not_show(tmp_path: Path, caplog: pytest.LogCap
     assert said == ["enable_debug_logs has no effect on device 'reference': its runtime has no log."]
 
 
-def test_devices_of_a_program_that_is_not_compiled_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_of_a_program_that_is_not_compiled_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QEFF_DEVICE", "cloud_ai_100")
     model = QEFFAutoModelForCausalLM(tiny_model("llama"))
-    model.export(tmp_path / "exported")
     assert len(ids(model, "a", device_id=[2, 3])[0]) == COUNT
     assert model.compiled is not None and model.compiled.report["devices"] == 2
     with pytest.raises(OptionError, match="cards have numbers from 0 on, and each can be named once"):

@@ -33,7 +33,6 @@ def test_the_tokens_of_the_reference_device(
 ) -> None:
     model = tiny_model(model_type)
     wrapped = QEFFAutoModelForCausalLM(model, continuous_batching="full_batch_size" in geometry)
-    wrapped.export(tmp_path / "exported")
     found = {}
     for device in ("reference", "cloud_ai_100"):
         wrapped.compile(device=device, compile_dir=tmp_path / device, **GEOMETRY, **geometry)
@@ -43,7 +42,6 @@ def test_the_tokens_of_the_reference_device(
 
 def compiled_llama(folder: Path, **options: Any) -> CompiledProgram:
     wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), continuous_batching=True)
-    wrapped.export(folder / "exported")
     options = {"device": "cloud_ai_100", "compile_dir": folder / "compiled", **GEOMETRY, **SLOTS, **options}
     return load_compiled(wrapped.compile(**options))
 
@@ -52,7 +50,6 @@ def test_sixteen_prompts_in_four_slots(sdk: str, tmp_path: Path) -> None:
     """Slots that were used, and lines that are idle, leave no trace."""
     model = tiny_model("llama")
     wrapped = QEFFAutoModelForCausalLM(model, continuous_batching=True)
-    wrapped.export(tmp_path / "exported")
     ids = [[number + 1, 2 * number + 3, 7, 100 - number][: 1 + number % 4] for number in range(16)]
     wrapped.compile(device="cloud_ai_100", compile_dir=tmp_path / "compiled", **GEOMETRY, **SLOTS)
     together = tokens(wrapped, ids)

@@ -50,7 +50,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompiledProg
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ROOT_VARIABLE, str(write_root(folder / "sdk")))
         model = QEFFAutoModelForCausalLM(tiny_model("llama"))
-        model.export(folder / "exported")
         for name, shape in SHAPES.items():
             options: dict[str, Any] = {"ctx_len": 32, "prefill_seq_len": 4, **shape}
             found[name] = load_compiled(model.compile(device="cloud_ai_100", compile_dir=folder / name, **options))

@@ -52,9 +52,6 @@ MXFP6 = {"mxfp6_matmul": True}
 SHAPE = {"batch_size": 3, "ctx_len": 48, "prefill_seq_len": 6}
 
 
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
-
-
 def compiled(model_type: str, folder: Path, subfunctions: bool = False) -> CompiledProgram:
     wrapped = QEFFAutoModelForCausalLM(tiny_model(model_type))
     wrapped.export(use_onnx_subfunctions=subfunctions)

@@ -21,7 +21,6 @@ CONTEXT = {"ctx_len": 64, "prefill_seq_len": 8}
 SLOTS, ROWS = {"full_batch_size": 2}, {"batch_size": 3}
 NEW = 8
 FLAG = "-sub-functions"
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 @cache

@@ -267,7 +267,6 @@ def test_a_sampler_that_is_there(tmp_path: Path, opened: list[TextGeneration], r
     """Each prompt has its own line of the arrays: the first takes the likeliest tokens, the second does not."""
     config = {"include_sampler": True, "max_top_k_ids": 64, "include_guided_decoding": True}
     model = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config=config)
-    model.export(tmp_path / "exported")
     qpc = model.compile(device="cloud_ai_100", compile_dir=tmp_path, batch_size=2, ctx_len=64, prefill_seq_len=8)
     with pytest.raises(ValueError, match="say so with include_sampler=True"):
         TextGeneration(byte_tokenizer(), qpc)
@@ -312,7 +311,6 @@ def test_lines_of_arrays() -> None:
 def test_a_target_of_speculative_decoding(tmp_path: Path, opened: list[TextGeneration], rows: Scripted) -> None:
     """It also runs alone."""
     model = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config={"speculative_model_type": "target"})
-    model.export(tmp_path / "exported")
     shapes: dict[str, Any] = {"ctx_len": 64, "prefill_seq_len": 8, "num_speculative_tokens": 3}
     qpc = model.compile(device="cloud_ai_100", compile_dir=tmp_path, batch_size=2, **shapes)
     opened.append(TextGeneration(byte_tokenizer(), qpc, is_tlm=True))
@@ -343,7 +341,6 @@ def test_dropping_it_gives_the_cores_back(rows: Scripted) -> None:
 def model(_sdk: None, tmp_path_factory: pytest.TempPathFactory) -> QEFFAutoModelForCausalLM:
     folder = tmp_path_factory.mktemp("ids")
     model = QEFFAutoModelForCausalLM(tiny_model("llama"))
-    model.export(folder / "exported")
     model.compile(device="cloud_ai_100", compile_dir=folder / "compiled", ctx_len=64, prefill_seq_len=8)
     return model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from QEfficient.specs import CompileSpec
 from QEfficient.transformers.models.verbatim_shapes import verbatim_spec
 from QEfficient.verification.tiny_models import prompts, tiny_model
 
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 FLAT = {"seq_len": 8, "ctx_len": 64}
 SLOT = {"ctx_len": "64", "full_batch_size": "4"}
 
@@ -32,7 +30,7 @@ def entries(**asked: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("device", ["reference", "cloud_ai_100", "cpu"])
-def test_the_tokens_of_the_usual_shapes(new_sdk: str, tmp_path: Path, device: str) -> None:
+def test_the_tokens_of_the_usual_shapes(new_sdk: str, device: str) -> None:
     wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), continuous_batching=True)
     wrapped.compile(device="reference", prefill_seq_len=8, ctx_len=64, full_batch_size=4)
     expected = tokens(wrapped)

@@ -26,7 +26,6 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "new tokens only, rows": (False, {"prefill_only": False}),
 }
 """Whether with continuous batching, and what is asked for."""
-pytestmark = pytest.mark.usefixtures("exports_are_shared")
 
 
 def passed(report: Report) -> dict[str, set[bool | None]]:

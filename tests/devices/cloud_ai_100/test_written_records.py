@@ -37,7 +37,7 @@ FORMS = {
     "scratch": r"graph-\w+",
 }
 CONTAINER = "programqpc.bin"
-pytestmark = pytest.mark.usefixtures("exports_are_shared", "new_sdk")
+pytestmark = pytest.mark.usefixtures("new_sdk")
 
 
 @pytest.fixture(autouse=True)
