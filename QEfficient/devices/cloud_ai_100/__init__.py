@@ -47,7 +47,7 @@ from QEfficient.errors import DeviceError, OptionError
 from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec
 
-FORMAT = 4
+FORMAT = 5
 """Of what `compile` writes: raised whenever an older folder could not be opened, or would be another."""
 
 

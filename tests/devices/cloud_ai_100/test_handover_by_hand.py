@@ -82,3 +82,19 @@ def test_states_that_a_script_hands_over(new_sdk: str, model_type: str, slots: b
         assert found == list(expect(model, prompt, NEW).tokens)
     one.deactivate()
     other.deactivate()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bloom"])
+def test_tokens_that_a_script_tries_beyond_the_end(new_sdk: str, tmp_path: Path, model_type: str) -> None:
+    """A loop with a draft scores as many tokens at the end as anywhere: those beyond it have no say."""
+    shape: dict[str, Any] = {**GEOMETRY, "ctx_len": 16, "prefill_seq_len": CHUNK, "num_speculative_tokens": 3}
+    target = QEFFAutoModelForCausalLM(tiny_model(model_type), qaic_config={"speculative_model_type": "target"})
+    session = QAICInferenceSession(target.compile(compile_dir=tmp_path, **shape))
+    session.skip_buffers([*states(session), *(name + RETAINED for name in states(session))])
+    text, found = np.arange(3, 20), []
+    for places in (range(CHUNK), range(CHUNK, 2 * CHUNK), [13, 14, 15, -1], [13, 14, 15, 16]):
+        wanted = 1 if len(places) == CHUNK else 4
+        session.set_buffers({"logits": np.zeros((1, wanted, 256), np.float32)})
+        asked = {"input_ids": text[list(places)][None], "position_ids": np.array([places])}
+        found.append(session.run({**asked, "num_logits_to_keep": np.zeros((wanted, 1), np.int64)})["logits"])
+    assert np.array_equal(found[2][:, :3], found[3][:, :3]) and np.isfinite(found[3]).all()

@@ -25,6 +25,7 @@ from QEfficient.specs import CompileSpec, Specialization
 from QEfficient.verification.tiny_models import tiny_model
 
 CONTEXT = 3000
+CLAMPED = ["Less", "Where", "Less", "Where"]
 SYMBOLS = {"ctx_len": CONTEXT}
 ANGLES = """
     zero = Constant<value_int = 0>()
@@ -90,9 +91,17 @@ def test_cosines_and_sines(tmp_path: Path) -> None:
         y = Add(a, b)"""
     model = rewritten(graph(body), tmp_path)
     assert tables(model) == {"position_table.0": [CONTEXT, 3], "position_table.1": [CONTEXT, 3]}
-    assert operators(model) == ["Less", "Where", "Gather", "Identity", "Gather", "Identity", "Mul", "Mul", "Add"]
+    assert operators(model) == [*CLAMPED, "Gather", "Identity", "Gather", "Identity", "Mul", "Mul", "Add"]
     assert not {"frequencies", "scale"} & {t.name for t in model.graph.initializer}
     assert (tmp_path / "position_tables.data").stat().st_size == 2 * 4 * 3 * CONTEXT
+
+
+def test_positions_beyond_the_context_run(tmp_path: Path) -> None:
+    """They get the numbers of the last one: a table has no more."""
+    model = graph(f"{ANGLES} c = Cos(angles)  y = Mul(x, c)")
+    assert tabulate(model, Places(tmp_path, tmp_path), SYMBOLS)
+    beyond, last = (run(model, tmp_path, np.array([[5, place]])) for place in (CONTEXT + 7, CONTEXT - 1))
+    assert np.array_equal(beyond, last)
 
 
 def test_a_table_serves_all_that_have_its_numbers(tmp_path: Path) -> None:
@@ -113,7 +122,7 @@ def test_tokens_along_another_axis(tmp_path: Path) -> None:
         y = Mul(back, x)"""
     model = rewritten(graph(body, "float[5, batch_size, seq_len, 3]"), tmp_path)
     assert tables(model) == {"position_table.0": [CONTEXT, 3]}
-    assert operators(model)[2:4] == ["Gather", "Transpose"] and "Expand" in operators(model)
+    assert operators(model)[4:6] == ["Gather", "Transpose"] and "Expand" in operators(model)
 
 
 def test_frequencies_that_the_context_chooses(tmp_path: Path) -> None:

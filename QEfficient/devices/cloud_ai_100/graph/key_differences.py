@@ -37,7 +37,7 @@ def insert_differences(graph: onnx.GraphProto, biases: Sequence[Bias], slots: in
     differences = _Differences(graph, slots)
     for bias in biases:
         bias.node.input[bias.place] = differences.of(bias)
-    clamp_positions(graph)
+    clamp_positions(graph, slots)
     place = next(place for place, node in enumerate(graph.node) if ROWS in node.output)
     for number, node in enumerate(differences.nodes.values()):
         node.name = node.output[0]

@@ -53,7 +53,7 @@ def tabulate(model: onnx.ModelProto, places: Places, symbols: Symbols) -> bool:
         return False
     tables = _find_tables(part, symbols[CONTEXT])
     if tables:
-        insert(model.graph, tables, places.added / DATA)
+        insert(model.graph, tables, symbols[CONTEXT], places.added / DATA)
         remove_unused(model.graph, part.producers.keys() | {computed(name) for name in tables})
     return bool(tables)
 

@@ -17,7 +17,8 @@ from QEfficient.devices.cloud_ai_100.graph.half_range import SMALL, nodes_of
 from QEfficient.devices.cloud_ai_100.graph.positional_part import POSITIONS
 
 PREFIX = "position_table"
-ROWS, FIRST, IS_PADDING = f"{PREFIX}.rows", f"{PREFIX}.first", f"{PREFIX}.is_padding"
+ROWS, FIRST, LAST = f"{PREFIX}.rows", f"{PREFIX}.first", f"{PREFIX}.last"
+IS_PADDING, NOT_PADDING, IS_BEYOND = f"{PREFIX}.is_padding", f"{PREFIX}.not_padding", f"{PREFIX}.is_beyond"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Table:
     axes: Axes
 
 
-def insert(graph: onnx.GraphProto, tables: Mapping[str, Table], path: Path) -> None:
-    """Look up what was computed. Padding, which is below 0, gets the numbers of position 0."""
+def insert(graph: onnx.GraphProto, tables: Mapping[str, Table], context: int, path: Path) -> None:
+    """Look up what was computed, for positions below `context`."""
     for node in graph.node:
         for place, name in enumerate(node.output):
             if name in tables:
@@ -63,17 +64,24 @@ def insert(graph: onnx.GraphProto, tables: Mapping[str, Table], path: Path) -> N
             new.append(helper.make_node("Gather", [stored.name, ROWS], [looked_up[key]], axis=0))
         new.append(_in_place(looked_up[key], name, table.axes.order(table.values.ndim + 1)))
     _put_first(graph, new)
-    clamp_positions(graph)
+    clamp_positions(graph, context)
 
 
-def clamp_positions(graph: onnx.GraphProto) -> None:
-    """Have `ROWS`, by which tables are looked up: the positions, and 0 for padding."""
+def clamp_positions(graph: onnx.GraphProto, context: int) -> None:
+    """Have `ROWS`, by which tables are looked up: the positions, 0 for padding, and the last one for those beyond the
+    context. What a token there leaves behind is dropped, but it may run: scripts try tokens beyond the end."""
     if any(ROWS in node.output for node in graph.node):
         return
     kind = next(value for value in graph.input if value.name == POSITIONS).type.tensor_type.elem_type
     graph.initializer.append(helper.make_tensor(FIRST, kind, [], [0]))
-    is_padding = helper.make_node("Less", [POSITIONS, FIRST], [IS_PADDING])
-    _put_first(graph, [is_padding, helper.make_node("Where", [IS_PADDING, FIRST, POSITIONS], [ROWS])])
+    graph.initializer.append(helper.make_tensor(LAST, kind, [], [context - 1]))
+    nodes = [
+        helper.make_node("Less", [POSITIONS, FIRST], [IS_PADDING]),
+        helper.make_node("Where", [IS_PADDING, FIRST, POSITIONS], [NOT_PADDING]),
+        helper.make_node("Less", [LAST, POSITIONS], [IS_BEYOND]),
+        helper.make_node("Where", [IS_BEYOND, LAST, NOT_PADDING], [ROWS]),
+    ]
+    _put_first(graph, nodes)
 
 
 def _put_first(graph: onnx.GraphProto, new: list[onnx.NodeProto]) -> None:
