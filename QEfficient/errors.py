@@ -6,6 +6,7 @@ QEfficientError
 │   ├── UnsupportedModelError     an architecture or checkpoint format that is not supported; says why
 │   └── WeightsError              weights are absent, incomplete or of another shape
 ├── OptionError           an argument is misspelt, contradictory or out of range   (also a ValueError)
+│   └── UnknownOptionError        there is none of that name; another may be meant
 ├── PromptError           a prompt is empty or does not fit the compiled program   (also a ValueError)
 ├── ExportError           the exported graph breaks its own contract
 ├── ArtifactError         an artifact is missing, damaged or of another version
@@ -55,6 +56,17 @@ class WeightsError(ModelError):
 
 class OptionError(QEfficientError, ValueError):
     """An argument is misspelt, contradictory or out of range."""
+
+
+class UnknownOptionError(OptionError):
+    """There is no option of that name; `unknown_option` makes it."""
+
+    where = name = hint = ""
+    known: tuple[str, ...] = ()
+
+    def among(self, others: Iterable[str]) -> UnknownOptionError:
+        """The same, where these names could have been meant too."""
+        return unknown_option(self.where, self.name, (*self.known, *others), self.hint)
 
 
 class PromptError(QEfficientError, ValueError):
@@ -144,3 +156,11 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` when something known is close to `wrong`, else an empty string."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_option(where: str, name: str, known: Iterable[str], hint: str = "") -> UnknownOptionError:
+    """That `where` has no option `name`, with the one of `known` that may have been meant, and another hint."""
+    known = tuple(known)
+    error = UnknownOptionError(f"{where} does not know the option '{name}'.{did_you_mean(name, known)}{hint}")
+    error.where, error.name, error.known, error.hint = where, name, known, hint
+    return error

@@ -11,7 +11,7 @@ from typing import Any
 from QEfficient.errors import ArtifactError
 from QEfficient.specs import CompileSpec, EncodeSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of the manifests; part of every fingerprint, so that a program of another format is made anew."""
 MANIFEST = "manifest.json"
 RETAINED = "_RetainedState"

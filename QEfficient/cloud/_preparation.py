@@ -130,7 +130,9 @@ def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in CARD_OPTIONS}
     if options["mos"] == -1:  # what Qualcomm's library writes for: not said
         options["mos"] = None
-    forwarded: dict[str, Any] = arguments.device_options
+    forwarded: dict[str, Any] = dict(arguments.device_options)
+    if forwarded.get("num_devices") == 0:  # the same of this
+        del forwarded["num_devices"]
     if arguments.device_group and "mdp_load_partition_config" not in forwarded:  # that file has the number itself
         _check_number(arguments.device_group, forwarded)
         options["num_devices"] = len(arguments.device_group)

@@ -29,7 +29,7 @@ from QEfficient.devices.sessions import (
     Session,
     Watch,
 )
-from QEfficient.errors import DeviceError, OptionError, did_you_mean
+from QEfficient.errors import DeviceError, OptionError, did_you_mean, unknown_option
 from QEfficient.program import CompiledEncoder, CompiledProgram, ExportedProgram, GraphSpec
 from QEfficient.specs import CompileSpec, EncodeSpec
 
@@ -197,13 +197,13 @@ class Device(ABC):
             _say_without_effect(self.name)
 
     def own_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The given options that are this device's own. Refuses misspelt ones; logs those of the Cloud AI 100."""
+        """The given options that are this device's own. Refuses misspelt ones (`unknown_option`, so that a caller can
+        name options of its own too); logs those of the Cloud AI 100."""
         own, foreign = {}, []
         for name, value in given.items():
             kind = self.options.get(name) or FOREIGN_OPTIONS.get(name)
             if kind is None:
-                known = {**self.options, **FOREIGN_OPTIONS}
-                raise OptionError(f"device '{self.name}' does not know the option '{name}'.{did_you_mean(name, known)}")
+                raise unknown_option(f"device '{self.name}'", name, {**self.options, **FOREIGN_OPTIONS})
             if name not in self.options:
                 foreign.append(name)
             elif type(value) is not kind:

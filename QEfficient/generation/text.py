@@ -55,6 +55,18 @@ class Streamer(Protocol):
     def end(self) -> None: ...
 
 
+def check_streamer(streamer: Any) -> None:
+    """Refuse what cannot be fed, before there is something to feed it with."""
+    lacking = [name for name in ("put", "end") if not callable(getattr(streamer, name, None))]
+    if streamer is None or not (lacking or isinstance(streamer, type)):
+        return
+    found = f"the class {streamer.__name__}" if isinstance(streamer, type) else f"{streamer!r} without {lacking[0]}"
+    raise OptionError(
+        f"streamer must be an object with the methods put and end, but {found} was given. Pass a streamer of"
+        " transformers, such as TextStreamer(tokenizer), or stream=True for an iterator."
+    )
+
+
 class Detokenizer:
     """Turns tokens into pieces of text, and never splits a character.
 

@@ -5,6 +5,7 @@ Everything that can be wrong with a model's name or files is found here, before 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -40,8 +41,34 @@ HUB_OPTIONS = (
 )
 ATTENTION, PROXY = "attn_implementation", "enable_proxy"
 EAGER = "eager"
-IGNORED_OPTIONS = (ATTENTION, "device_map", "low_cpu_mem_usage", "use_cache", "use_safetensors", PROXY)
+IGNORED_OPTIONS = (
+    ATTENTION, "device_map", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder",
+    "offload_state_dict", "use_cache", "use_safetensors", "weights_only", PROXY,
+)  # fmt: skip
 """Options of transformers that this library decides itself."""
+CONFIG = "config"
+_QUANTIZED = "weights are not quantized while they are loaded. Leave it out: compile has options for narrower weights."
+_DIVIDED = "a model is divided when it is compiled. Leave it out, and give compile num_devices."
+REFUSED_OPTIONS = {
+    "adapter_kwargs": "adapters are not read. Merge the adapter into the model, and pass that.",
+    "device_mesh": _DIVIDED,
+    "distributed_config": _DIVIDED,
+    "generation_config": "it belongs to one call. Give it to generate.",
+    "gguf_file": "quantized GGUF checkpoints are not read by this release. Give the folder or the hub name of the model"
+    " with safetensors, without this option.",
+    "ignore_mismatched_sizes": "every weight of the model has to be in its checkpoint. Leave it out.",
+    "key_mapping": "weights are found by transformers' own names. Load the model with transformers, and pass the"
+    " object.",
+    "load_in_4bit": _QUANTIZED,
+    "load_in_8bit": _QUANTIZED,
+    "output_loading_info": "from_pretrained returns the model alone. Leave it out.",
+    "quantization_config": _QUANTIZED,
+    "state_dict": "weights are read from the files of the checkpoint. Put these into a model of transformers, and pass"
+    " the object.",
+    "tp_plan": _DIVIDED,
+    "tp_size": _DIVIDED,
+}
+"""Of transformers' `from_pretrained`, with the reason why not; None and False ask for nothing."""
 CALLED = "pretrained_model_name_or_path"
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 SHOWN_SHARDS = 3
@@ -119,6 +146,7 @@ def open_source(model: Any, model_class: Any, options: Mapping[str, Any]) -> Mod
     options = dict(options)
     asked = options.pop("dtype", None) or options.pop("torch_dtype", None)
     options.pop("torch_dtype", None)
+    _refuse(options)
     if isinstance(model, torch.nn.Module):
         return _open_object(model, model_class, asked, options)
     return _open_name(str(model), model_class, asked, options)
@@ -148,6 +176,17 @@ def _open_object(model: Any, model_class: Any, asked: Any, options: dict[str, An
     kept = found if found == torch.float16 else None  # bfloat16 is widened unless it is asked for
     dtype, weights = _dtype(asked or kept, found), LiveWeights(model)
     return ModelSource("object", "", model.config, weights, model_class, dtype, live=model, called=called)
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    """Take out what asks for nothing; refuse what asks for something that is not done here."""
+    for name, reason in REFUSED_OPTIONS.items():
+        value = options.pop(name, None)
+        if value is not None and value is not False:
+            shown = f"={value!r}" if isinstance(value, (str, int)) else ""
+            raise OptionError(f"{name}{shown} was given, but {reason}")
+    if options.get(CONFIG, "") is None:
+        del options[CONFIG]
 
 
 def _ignore(options: dict[str, Any]) -> None:
@@ -180,20 +219,21 @@ def _open_name(name: str, model_class: Any, asked: Any, options: dict[str, Any])
     given = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     hub = {key: value for key, value in given.items() if value is not None}
     location = str(demo_folder()) if name == DEMO_NAME else name
-    _check_folder(name, location)
-    config = _read_config(name, location, options, hub)
+    own = options.pop(CONFIG, None)
+    _check_folder(name, location, needs_config=own is None)
+    config = _read_config(name, location, options, hub) if own is None else _own_config(own, options)
     _refuse_quantized(config, name)
     files = _checkpoint_files(name, location, hub)
     found = getattr(config, "dtype", None)
     return ModelSource(name, location, config, CheckpointWeights(files), model_class, _dtype(asked, found), hub)
 
 
-def _check_folder(name: str, location: str) -> None:
+def _check_folder(name: str, location: str, needs_config: bool) -> None:
     path = Path(location).expanduser()
     looks_local = location.startswith((".", "/", "~")) or location.count("/") > 1
     if looks_local and not path.is_dir():
         raise ModelError(f"there is no folder {location}. Give a local folder or the name of a model on the hub.")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if needs_config and path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"the folder {name} has no config.json: it does not hold a transformers model.")
 
 
@@ -204,12 +244,33 @@ def _read_config(name: str, location: str, overrides: dict[str, Any], hub: dict[
         )
     except Exception as error:
         raise _explained(name, location, error) from error
-    unused = {key: value for key, value in unused.items() if key in overrides}
-    if unused:
-        wrong = next(iter(unused))
-        known = [*HUB_OPTIONS, *IGNORED_OPTIONS, "dtype", "continuous_batching", *config.to_dict()]
-        raise OptionError(f"from_pretrained does not know the option '{wrong}'.{did_you_mean(wrong, known)}")
+    _refuse_unknown([name for name in unused if name in overrides], config)
     return config
+
+
+def _own_config(given: Any, overrides: Mapping[str, Any]) -> Any:
+    """A copy of the config object that takes the place of the checkpoint's, with the overrides laid on it as
+    transformers lays them on one that it reads."""
+    if not isinstance(given, transformers.PretrainedConfig):
+        raise OptionError(
+            f"config must be a config object of transformers, not {type(given).__name__}. Make one with"
+            " transformers.AutoConfig.from_pretrained(…), or give single values as options: num_hidden_layers=2."
+        )
+    config = copy.deepcopy(given)
+    _refuse_unknown([name for name in overrides if not hasattr(config, name)], config)
+    for name, value in overrides.items():
+        part = getattr(config, name)
+        if isinstance(part, transformers.PretrainedConfig) and isinstance(value, Mapping):
+            value = type(part)(**{**part.to_dict(), **value})
+        setattr(config, name, value)
+    return config
+
+
+def _refuse_unknown(names: list[str], config: Any) -> None:
+    """Refuse the first of the options that neither this library nor the config knows."""
+    if names:
+        known = [*HUB_OPTIONS, *IGNORED_OPTIONS, CONFIG, "dtype", "continuous_batching", *config.to_dict()]
+        raise OptionError(f"from_pretrained does not know the option '{names[0]}'.{did_you_mean(names[0], known)}")
 
 
 def _explained(name: str, location: str, error: Exception) -> Exception:

@@ -28,6 +28,12 @@ def test_the_splits_of_weights_are_a_number_or_several(text: str, told: Any) -> 
         read(["--mos", "1,x"])
 
 
+def test_no_devices_are_those_that_are_named() -> None:
+    read = command_parser("infer", load_command("infer"), "qefficient infer").read
+    assert "num_devices" not in device_options(read(["--num-devices", "0"]))
+    assert device_options(read(["--num-devices", "0", "--device-group", "[0,1]"]))["num_devices"] == 2
+
+
 def test_the_compiler_is_told_all_of_them(cli: Cli, model_folder: Path) -> None:
     _say_dropped.cache_clear()
     made = cli(

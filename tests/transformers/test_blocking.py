@@ -110,15 +110,86 @@ def test_where_nothing_fits() -> None:
         chosen(BlockingSpec("q"), LONG)
 
 
-def test_compile_chooses_by_its_geometry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("QEFF_HOME", str(tmp_path))  # nobody exported it before
-    wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config={**ON, "blocking_mode": "kv"})
+def seen_specs(wrapped: QEFFAutoModelForCausalLM, monkeypatch: pytest.MonkeyPatch, store: Path) -> list[ExportSpec]:
+    """What is asked of its exports from now on: nobody made them before."""
+    monkeypatch.setenv("QEFF_HOME", str(store))
     seen: list[ExportSpec] = []
     prepare = wrapped._prepare
     monkeypatch.setattr(wrapped, "_prepare", lambda spec, check: seen.append(spec) or prepare(spec, check))
+    return seen
+
+
+def test_compile_chooses_by_its_geometry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config={**ON, "blocking_mode": "kv"})
+    seen = seen_specs(wrapped, monkeypatch, tmp_path)
     sizes = AttentionSizes.of(wrapped.config, CompileSpec(prefill_seq_len=8, ctx_len=64), devices=1)
     monkeypatch.setattr(blocking, "BUDGET", sizes.footprint((1, 3), sizes.heads))
     wrapped.compile(device="reference", prefill_seq_len=8, ctx_len=64)
     assert [spec.blocking for spec in seen] == [BlockingSpec("kv", num_kv_blocks=3)]
     wrapped.compile(device="reference", prefill_seq_len=8, ctx_len=16)
     assert [spec.blocking for spec in seen[1:]] == [None]
+
+
+GEOMETRY: dict[str, Any] = {"device": "reference", "prefill_seq_len": 8, "ctx_len": 16}
+KV: dict[str, Any] = {**ON, "blocking_mode": "kv", "num_kv_blocks": 2}
+
+
+def test_compile_can_be_told_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is the program of a model that was opened with it, and exported anew where another one was there."""
+    model = tiny_model("llama")
+    wrapped = QEFFAutoModelForCausalLM(model)
+    seen = seen_specs(wrapped, monkeypatch, tmp_path)
+    wrapped.compile(**GEOMETRY)
+    plain = wrapped.export_hash
+    wrapped.compile(**GEOMETRY, qaic_config=KV)
+    assert [spec.blocking for spec in seen] == [None, BlockingSpec("kv", num_kv_blocks=2)]
+    opened = QEFFAutoModelForCausalLM(model, qaic_config=KV)
+    opened.compile(**GEOMETRY, qaic_config=KV)
+    assert opened.export_hash == wrapped.export_hash != plain
+    wrapped.compile(**GEOMETRY)
+    assert wrapped.export_hash == opened.export_hash  # as the last export
+
+
+def test_other_things_that_compile_can_be_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each for one program, and the next one is without."""
+    wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"))
+    seen = seen_specs(wrapped, monkeypatch, tmp_path)
+    wrapped.compile(**GEOMETRY, num_devices=4, qaic_config={"replicate_kv_heads": True})
+    wrapped.compile(**GEOMETRY, qaic_config={"ccl_enabled": True})
+    assert wrapped.compiled is not None and wrapped.compiled.spec.comp_ctx_lengths_decode == (1024,)
+    wrapped.compile(**GEOMETRY)
+    assert wrapped.compiled.spec.ctx_len == 16
+    assert [(spec.kv_head_copies, spec.compute_context) for spec in seen] == [(2, False), (1, True), (1, False)]
+
+
+@pytest.mark.parametrize(
+    ("opened", "told", "words"),
+    [
+        (KV, {**KV, "num_kv_blocks": 3}, "the model was opened with blocking=BlockingSpec.*num_kv_blocks=2"),
+        (
+            {"ccl_enabled": True},
+            {"ccl_enabled": False},
+            "compute_context=False, but .* opened with compute_context=True",
+        ),
+        ({}, {"include_sampler": True}, "must be known when the model is opened. Give it to from_pretrained"),
+        ({}, {"speculative_model_type": "target"}, "must be known when the model is opened"),
+        (
+            {"include_sampler": True},
+            {"include_sampler": True, "max_top_k_ids": 4},
+            "max_top_k_ids=4, .*max_top_k_ids=512",
+        ),
+        ({}, {"enable_blockin": True}, "Did you mean 'enable_blocking'"),
+    ],
+)
+def test_what_comes_too_late_at_compile(
+    monkeypatch: pytest.MonkeyPatch, opened: dict[str, Any], told: dict[str, Any], words: str
+) -> None:
+    wrapped = QEFFAutoModelForCausalLM(tiny_model("llama"), qaic_config=opened)
+    monkeypatch.setattr(wrapped, "_prepare", None)  # nothing is exported
+    with pytest.raises(OptionError, match=words):
+        wrapped.compile(qaic_config=told)
+
+
+def test_an_exported_graph_is_as_it_is() -> None:
+    with pytest.raises(OptionError, match="shapes the graph, but onnx_path names that already"):
+        QEFFAutoModelForCausalLM(tiny_model("llama")).compile("some.onnx", qaic_config=ON)

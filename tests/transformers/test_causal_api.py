@@ -18,6 +18,7 @@ from small_models import small_bert, small_encoder, small_llama, word_tokenizer
 from QEfficient import QEFFAutoModelForCausalLM, QEFFCommonLoader
 from QEfficient.errors import OptionError, UnsupportedModelError
 from QEfficient.program import load_exported
+from QEfficient.transformers.loading import REFUSED_OPTIONS, _own_config
 from QEfficient.verification.tiny_models import tiny_model
 
 PROMPTS = [[17, 60, 22, 81, 35], [7, 44, 92, 13, 28, 66, 30, 5, 9, 33, 71], [40, 6, 12]]
@@ -78,6 +79,96 @@ def test_a_loaded_model_can_be_called_something(llama: Any) -> None:
 def test_a_model_is_named_once(folder: str) -> None:
     with pytest.raises(OptionError, match="given beside .*, which names the model already"):
         QEFFAutoModelForCausalLM(folder, pretrained_model_name_or_path="some/name")
+
+
+def fewer_layers(folder: str) -> Any:
+    """As scripts make one."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = 1
+    return config
+
+
+def test_a_config_object_in_place_of_the_checkpoints(folder: str) -> None:
+    config = fewer_layers(folder)
+    model = QEFFAutoModelForCausalLM.from_pretrained(folder, config=config, rms_norm_eps=0.125)
+    assert model.num_layers == 1 and model.config.rms_norm_eps == 0.125
+    assert model.config is not config and config.rms_norm_eps != 0.125
+    config.num_hidden_layers = 5
+    assert model.num_layers == 1
+    assert QEFFCommonLoader.from_pretrained(folder, config=fewer_layers(folder)).num_layers == 1
+
+
+def test_a_config_object_is_part_of_the_hash(folder: str) -> None:
+    """By its content: as the same values by name, and other than another's."""
+    own, same = fewer_layers(folder), transformers.AutoConfig.from_pretrained(folder)
+    options: list[dict[str, Any]] = [{}, {"config": same}, {"config": own}, {"num_hidden_layers": 1}]
+    models = [QEFFAutoModelForCausalLM.from_pretrained(folder, **each) for each in options]
+    for model in models:
+        model.export()
+    whole, whole_too, short, short_too = (model.export_hash for model in models)
+    assert whole == whole_too != short == short_too
+    layers = [len(load_exported(Path(str(model.onnx_path)).parent).graphs["lm"].spec.states) // 2 for model in models]
+    assert layers == [2, 2, 1, 1]
+
+
+def test_a_config_object_runs(folder: str) -> None:
+    short = transformers.LlamaForCausalLM.from_pretrained(folder, num_hidden_layers=1)
+    model = QEFFAutoModelForCausalLM.from_pretrained(folder, config=fewer_layers(folder))
+    found = model.generate(input_ids=PROMPTS[:1], max_new_tokens=COUNT, ignore_eos=True)
+    assert list(found.generated_ids[0]) == greedy(short, PROMPTS[0])
+
+
+def test_parts_of_a_composite_config_object_are_laid_over(tmp_path: Path) -> None:
+    config = tiny_model("gemma3").config
+    config.save_pretrained(tmp_path)
+    name, value = "text_config", {"rms_norm_eps": 0.125}
+    given = _own_config(config, {name: value})
+    read = transformers.AutoConfig.from_pretrained(tmp_path, **{name: value})
+    assert given.text_config.to_dict() == read.text_config.to_dict()
+    assert given.text_config.rms_norm_eps == 0.125 != config.text_config.rms_norm_eps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": {"num_hidden_layers": 1}}, "config must be a config object of transformers, not dict"),
+        ({"config": "some/folder"}, "config must be a config object of transformers, not str"),
+        ({"config": transformers.LlamaConfig(), "num_hiden_layers": 1}, "'num_hiden_layers'.*num_hidden_layers"),
+        ({"gguf_file": "x.gguf"}, "gguf_file='x.gguf' was given, but quantized GGUF checkpoints are not read"),
+        ({"state_dict": {}}, "state_dict was given, but weights are read from the files"),
+        ({"key_mapping": {"a": "b"}}, "key_mapping was given, but"),
+        ({"load_in_8bit": True}, "load_in_8bit=True was given, but weights are not quantized"),
+    ],
+)
+def test_what_is_not_taken_from_transformers_keywords(folder: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        QEFFAutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize("value", [None, False])
+def test_keywords_that_ask_for_nothing(folder: str, llama: Any, value: Any) -> None:
+    nothing = {**dict.fromkeys(REFUSED_OPTIONS, value), "config": None, "max_memory": None}
+    for model in (folder, llama):
+        assert QEFFAutoModelForCausalLM.from_pretrained(model, **nothing).num_layers == 2
+
+
+@pytest.mark.parametrize("asked", ["some name", None, 1])
+def test_continuous_batching_is_true_or_false(llama: Any, asked: Any) -> None:
+    with pytest.raises(OptionError, match=f"must be True or False, but {asked!r} was given.*name_or_path="):
+        QEFFAutoModelForCausalLM(llama, asked)
+
+
+def test_a_model_prints_as_what_was_made_of_it(llama: Any, folder: str) -> None:
+    assert repr(QEFFAutoModelForCausalLM(llama)) == (
+        "QEFFAutoModelForCausalLM(<LlamaForCausalLM object>, architecture='LlamaForCausalLM', dtype='float32')"
+    )
+    model = QEFFAutoModelForCausalLM.from_pretrained(folder)
+    known = f"QEFFAutoModelForCausalLM({folder!r}, architecture='LlamaForCausalLM', dtype='float32'"
+    assert repr(model) == f"{known})"
+    onnx_path = model.export()
+    assert repr(model) == f"{known}, onnx_path={onnx_path!r})"
+    qpc_path = model.compile(device="reference")
+    assert repr(model) == f"{known}, device='reference', qpc_path='{qpc_path}')"
 
 
 @pytest.mark.parametrize(("asked", "warns"), [("sdpa", True), ("eager", False)])
@@ -288,11 +379,38 @@ def test_continuous_batching_needs_full_batch_size(llama: Any) -> None:
         ({"ctx_len": "128"}, "ctx_len must be a positive whole number, not '128'"),
         ({"num_core": 16}, "Did you mean 'num_cores'"),
         ({"num_threads": "2"}, "must be int"),
+        ({"fullbatch_size": 4}, "Did you mean 'full_batch_size'"),
+        ({"ctx_length": 64}, "Did you mean 'ctx_len'"),
+        ({"prefill_seq_length": 8, "device": "reference"}, "Did you mean 'prefill_seq_len'"),
+        ({"mxfp6": True}, "compile has no 'mxfp6', but mxfp6_matmul="),
+        ({"mxint8": True, "device": "reference"}, "compile has no 'mxint8', but mxint8_kv_cache="),
+        ({"prompt_len": 8}, "compile has no 'prompt_len', but prefill_seq_len="),
+        ({"device_group": [0, 1]}, r"but num_devices=, .*generate is told which ones \(device_id=\)"),
+        ({"num_speculative_tokens": [0, 3]}, r"needs a model that was loaded with .*, but \[0, 3\] was asked for"),
     ],
 )
 def test_bad_options(llama: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         QEFFAutoModelForCausalLM(llama).compile(**options)
+
+
+def test_a_misspelt_keyword_is_named_before_one_that_is_missing(llama: Any) -> None:
+    with pytest.raises(OptionError, match="Did you mean 'full_batch_size'"):
+        QEFFAutoModelForCausalLM(llama, continuous_batching=True).compile(fullbatch_size=4)
+
+
+@pytest.mark.parametrize(
+    "nothing", [{"num_speculative_tokens": 0}, {"num_speculative_tokens": [0]}, {"num_devices": 0}]
+)
+def test_zero_asks_for_nothing(llama: Any, nothing: dict[str, Any]) -> None:
+    model = QEFFAutoModelForCausalLM(llama)
+    assert model.compile(ctx_len=64, **nothing) == model.compile(ctx_len=64)
+
+
+@pytest.mark.parametrize(("name", "value"), [("comp_ctx_lengths_prefill", [32, 64]), ("ctx_len", 64)])
+def test_what_is_for_compile_is_no_part_of_the_config(llama: Any, name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"keyword of its own: compile({name}={value})")):
+        QEFFAutoModelForCausalLM(llama, qaic_config={"ccl_enabled": True, name: value})
 
 
 def test_options_of_the_card_are_named_once(llama: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -99,6 +99,15 @@ def test_a_folder_and_a_text_are_enough(folder: Path) -> None:
     check_rows(model, output, [word_tokenizer()("My name is")["input_ids"]])
 
 
+def test_a_config_object_in_place_of_the_checkpoints(folder: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = 1
+    models = [QEFFAutoModel.from_pretrained(str(folder), config=each) for each in (config, None)]
+    assert [model.config.num_hidden_layers for model in models] == [1, 2]
+    assert models[0].export() != models[1].export()
+    assert repr(models[0]).startswith(f"QEFFAutoModel({str(folder)!r}, architecture=")
+
+
 def test_every_kind_of_input_gives_the_same(folder: Path) -> None:
     tokenizer, texts = word_tokenizer(), ["My name is", "what are you called now"]
     encoded = tokenizer(texts)
@@ -357,6 +366,9 @@ def test_options_of_the_card_are_named_once(bert: Any, caplog: pytest.LogCapture
         ({"seq_len": 129}, "seq_len 129 was asked for, but the model has 128 positions"),
         ({"batch_size": -1}, "batch_size must be"),
         ({"nm_cores": 16}, "Did you mean 'num_cores'"),
+        ({"seq_length": 16}, "Did you mean 'seq_len'"),
+        ({"prompt_len": 16}, "device .* does not know the option 'prompt_len'"),
+        ({"mxfp6": True}, "compile has no 'mxfp6', but mxfp6_matmul="),
     ],
 )
 def test_bad_options(bert: Any, options: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,22 @@ def test_who_waits_for_a_streamer_learns_of_an_error(model: Any, tokenizer: Any)
 def test_a_streamer_follows_one_answer(model: Any, tokenizer: Any, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="a streamer follows one"):
         model.generate(**options, streamer=transformers.TextStreamer(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("streamer", "found"),
+    [
+        (1, "1 without put"),
+        (SimpleNamespace(put=print), r"namespace\(.*\) without end"),
+        (transformers.TextStreamer, "the class TextStreamer"),
+    ],
+    ids=["number", "half", "class"],
+)
+def test_what_is_no_streamer_is_refused_before_any_work(folder: Path, streamer: Any, found: str) -> None:
+    model = QEFFAutoModelForCausalLM.from_pretrained(str(folder))
+    with pytest.raises(OptionError, match=f"an object with the methods put and end, but {found} was given"):
+        model.generate(TEXT, streamer=streamer)
+    assert model.onnx_path is None and model.compiled is None
 
 
 # Messages

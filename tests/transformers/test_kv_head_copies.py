@@ -16,7 +16,7 @@ from QEfficient import QEFFAutoModelForCausalLM
 from QEfficient.devices.cloud_ai_100.sdk import SIMULATOR_VARIABLE, simulated_root
 from QEfficient.errors import OptionError
 from QEfficient.program import COMPUTE_CONTEXT, StateSpec
-from QEfficient.transformers.models.card_options import kv_head_copies
+from QEfficient.transformers.models.card_options import kv_head_copies, sharing
 from QEfficient.verification.eager import expect
 from QEfficient.verification.tiny_models import tiny_config, tiny_model
 
@@ -60,7 +60,7 @@ def test_the_fewest_copies_that_devices_share_evenly(
 
 @pytest.mark.parametrize(("heads", "kv_heads", "devices"), [(8, 2, 16), (8, 2, 3), (8, 8, 16), (9, 3, 2)])
 def test_numbers_that_cannot_be_shared(heads: int, kv_heads: int, devices: int) -> None:
-    words = f"num_devices is {devices}, but {kv_heads} heads of keys for {heads} of queries cannot be copied"
+    words = f"{devices} devices are to share each layer, but {kv_heads} heads of keys for {heads} of queries cannot be"
     with pytest.raises(OptionError, match=words):
         kv_head_copies(config(heads, kv_heads), devices)
 
@@ -94,6 +94,15 @@ def test_the_same_tokens_with_copies(geometry: dict[str, int], tmp_path: Path, m
     assert [state.tensor.name for state in states(wrapped)] == names
     assert {state.tensor.shape for state in states(wrapped)} == {(slots, 2 * KV_HEADS, "ctx_len", 64 // HEADS)}
     simulated_root.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [({}, 1), ({"num_devices": 4}, 4), ({"num_devices": 4, "mdp_num_partitions": 2}, 2), ({"num_devices": 0}, 1)]
+    + [({"num_devices": 3, "mdp_num_partitions": 3}, 1), ({"num_devices": 4, "mdp_num_partitions": 3}, 1)],
+)
+def test_a_pipeline_shares_layers_among_those_of_a_stage(options: dict[str, int], devices: int) -> None:
+    assert sharing(options) == devices
 
 
 def test_layers_with_more_heads_are_copied_less_often() -> None:

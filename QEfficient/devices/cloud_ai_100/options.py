@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from QEfficient.devices.cloud_ai_100.sdk import HARDWARE
-from QEfficient.errors import OptionError, did_you_mean
+from QEfficient.errors import OptionError, did_you_mean, unknown_option
 
 logger = logging.getLogger(__name__)
 
@@ -230,8 +230,8 @@ EXCLUDES = (
 )
 DROPPED = "compile_only"
 EXTRA = "extra_compiler_args"
-CHOSEN_BY_COMPILER = ("mos", -1)
-"""What old scripts give for an option that they leave to the compiler."""
+LEFT_OPEN = (("mos", -1), ("num_devices", 0))
+"""What old scripts give for an option that they do not mean to give."""
 READ_FILES = (
     "mdp_load_partition_config", "mdp_compiler_dump_path", "qnn_config", "node_precision_info", "load_profile",
     "external_quantization", "input_list_file", "register_custom_op",
@@ -307,6 +307,7 @@ def read_options(given: Mapping[str, Any]) -> CompilerOptions:
     passed: dict[str, Value] = {}
     for spelt, value in given.items():
         name = spelt.replace("-", "_")
+        value = None if value is not False and (name, value) in LEFT_OPEN else value  # False equals 0
         if name in fields or name in passed:
             raise OptionError(f"option '{name}' is given twice, with dashes and with underscores. Leave one out.")
         if name == DROPPED:
@@ -316,7 +317,7 @@ def read_options(given: Mapping[str, Any]) -> CompilerOptions:
         elif name in CONSUMED:
             if value is not None:
                 fields[name] = CONSUMED[name](name, value)
-        elif value is not None and (name, value) != CHOSEN_BY_COMPILER:
+        elif value is not None:
             passed[name] = _kind(name)(name, value)
     _check_together({**fields, **passed})
     options = CompilerOptions(**fields, passed=tuple(passed.items()))
@@ -336,7 +337,7 @@ def said(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None
         and value is not False
         and (name := spelt.replace("-", "_")) != DROPPED
-        and (name, value) not in (*usual, CHOSEN_BY_COMPILER)
+        and (name, value) not in (*usual, *LEFT_OPEN)
     }
 
 
@@ -371,11 +372,12 @@ def _kind(name: str) -> Kind:
     if name in DECIDED:
         raise OptionError(f"option '{name}' of the compiler cannot be set: {DECIDED[name]}. Leave it out.")
     if name not in PASSED:
-        known = (*CONSUMED, *PASSED, EXTRA)
-        raise OptionError(
-            f"device 'cloud_ai_100' does not know the option '{name}'.{did_you_mean(name, known)}"
+        raise unknown_option(
+            "device 'cloud_ai_100'",
+            name,
+            (*CONSUMED, *PASSED, EXTRA),
             f" An option that only the compiler knows goes into {EXTRA}, as the compiler spells it"
-            " (--compiler-arg=-name=value)."
+            " (--compiler-arg=-name=value).",
         )
     return PASSED[name]
 

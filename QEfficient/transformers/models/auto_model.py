@@ -33,6 +33,18 @@ class AutoModel(ABC, Generic[Compiled, Loaded]):
         self.progress: Callable[[str], None] = lambda stage: None
         """Called with the name of each stage of long work."""
 
+    def __repr__(self) -> str:
+        """What it is made from, and the last that was made of it."""
+        source = self._source
+        called = source.called if source.live is not None else source.name
+        said: dict[str, Any] = {"architecture": self.model_architecture or self.model_name, "dtype": source.dtype}
+        if self._compiled is not None:
+            said |= {"device": self._compiled.device, "qpc_path": self.qpc_path}
+        elif self._program is not None:
+            said["onnx_path"] = self.onnx_path
+        of = repr(called) if called else f"<{self.model_name} object>"
+        return f"{type(self).__name__}({', '.join([of, *(f'{name}={value!r}' for name, value in said.items())])})"
+
     @property
     def config(self) -> Any:
         return self._source.config

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from QEfficient.devices import Device
+from QEfficient.devices import FOREIGN_OPTIONS, Device
 from QEfficient.errors import OptionError, did_you_mean
 from QEfficient.specs import PROJECTED, BlockingSpec, CompileSpec, LatentSpec, SamplerSpec, check_compute_contexts
 from QEfficient.transformers.config_sizes import layer_numbers
@@ -24,6 +24,16 @@ SAMPLER = ("include_sampler", "return_pdfs", "include_guided_decoding", "max_top
 PROJECTIONS_PLACE = "pretrained_model_name_or_path"
 SILENT = (PROJECTIONS_PLACE, *blocking.KEYS)
 """Without effect by themselves."""
+DECIDES: Mapping[str, tuple[str, ...]] = {
+    "speculative_model_type": ("speculative_target", "projections", "projections_place"),
+    "include_sampler": ("sampler",),
+    "ccl_enabled": ("compute_context",),
+    "replicate_kv_heads": ("replicate_kv_heads",),
+    blocking.ENABLE: ("blocking",),
+    LATENT: ("latent",),
+}
+"""A key, with those that belong to it, and the fields of `CardConfig` that follow from it."""
+DECIDED_WHEN_OPENED = ("speculative_model_type", "include_sampler")
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
     known = ("speculative_model_type", "ccl_enabled", "replicate_kv_heads", blocking.ENABLE, LATENT, *SAMPLER, *SILENT)
     used = {key: value for key, value in (given or {}).items() if value not in (None, False)}
     for key in used:
+        if key in _for_compile():
+            raise OptionError(f"qaic_config has '{key}', which is a keyword of its own: compile({key}={used[key]!r}).")
         if key not in known:
             raise OptionError(f"qaic_config does not know '{key}'.{did_you_mean(key, known)}")
     kind = used.get("speculative_model_type")
@@ -66,6 +78,42 @@ def read_qaic_config(given: Mapping[str, Any] | None) -> CardConfig:
         kind == PROJECTED,
         used.get(PROJECTIONS_PLACE),
     )
+
+
+def _for_compile() -> set[str]:
+    """What old scripts said in `qaic_config`."""
+    shapes = {each.name for record in (CompileSpec, Shapes) for each in fields(record)}
+    return {*shapes, *FOREIGN_OPTIONS} - {"device_options", "verbatim"}
+
+
+def with_compile_config(opened: CardConfig, given: Mapping[str, Any] | None, exported: bool) -> CardConfig:
+    """`opened` with what `compile` was told beside. Refuses what comes too late: behind an export by somebody else, or
+    where the model was opened for another thing."""
+    found = read_qaic_config(given)
+    found = replace(found, projections_place=found.projections_place or opened.projections_place)
+    taken: dict[str, Any] = {}
+    for key, names in DECIDES.items():
+        asked, had = ({name: getattr(config, name) for name in names} for config in (found, opened))
+        if given is None or given.get(key) is None or asked == had:
+            continue
+        said = f"compile was given qaic_config['{key}'] = {given[key]!r}"
+        if any(had.values()):
+            raise OptionError(
+                f"{said}, which is {_shown(asked)}, but the model was opened with {_shown(had)}. Say it once, when the"
+                " model is opened (from_pretrained)."
+            )
+        if key in DECIDED_WHEN_OPENED:
+            raise OptionError(f"{said}, which must be known when the model is opened. Give it to from_pretrained.")
+        if exported:
+            raise OptionError(
+                f"{said}, which shapes the graph, but onnx_path names that already. Leave one of them out."
+            )
+        taken |= asked
+    return replace(opened, **taken)
+
+
+def _shown(said: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in said.items())
 
 
 def _sampler(used: Mapping[str, Any]) -> SamplerSpec | None:
@@ -107,8 +155,8 @@ def kv_head_copies(config: Any, devices: int) -> int:
         if (kv_heads * copies) % devices == 0 and heads % (kv_heads * copies) == 0:
             return copies
     raise OptionError(
-        f"num_devices is {devices}, but {kv_heads} heads of keys for {heads} of queries cannot be copied so that the"
-        " devices share them evenly. Choose another number, or leave replicate_kv_heads out."
+        f"{devices} devices are to share each layer, but {kv_heads} heads of keys for {heads} of queries cannot be"
+        " copied so that they share them evenly. Choose another num_devices, or leave replicate_kv_heads out."
     )
 
 
@@ -140,6 +188,11 @@ def graph_options(
     }
 
 
+def sharing(options: Mapping[str, Any]) -> int:
+    """How many devices work on each layer together: with a pipeline, those of one stage."""
+    return max(1, (options.get("num_devices") or 1) // (options.get("mdp_num_partitions") or 1))
+
+
 def check_device(config: CardConfig, device: Device) -> None:
     """Refuse a device that runs no such program, before one is made."""
     if config.sampler is not None and not device.pads_calls:
@@ -164,10 +217,13 @@ def shaped(spec: CompileSpec, shapes: Shapes, config: CardConfig) -> CompileSpec
             "num_speculative_tokens is needed: the model was loaded as the target of speculative decoding"
             " (qaic_config['speculative_model_type'])."
         )
+    if not config.speculative_target and not any(ahead) and not spec.verbatim:
+        ahead = ()  # without tokens tried ahead, 0 says what is so anyway
     if ahead and not config.speculative_target:
         raise OptionError(
             "num_speculative_tokens needs a model that was loaded with"
-            f" qaic_config={{'speculative_model_type': '{TARGET}'}}."
+            f" qaic_config={{'speculative_model_type': '{TARGET}'}}, but {shapes.num_speculative_tokens!r} was asked"
+            " for of one that was not. Load it so, or leave num_speculative_tokens out (0 is the same)."
         )
     prefill = numbers("comp_ctx_lengths_prefill", shapes.comp_ctx_lengths_prefill)
     decode = numbers("comp_ctx_lengths_decode", shapes.comp_ctx_lengths_decode)

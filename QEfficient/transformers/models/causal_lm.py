@@ -19,7 +19,7 @@ from QEfficient.generation.metrics import CloudAI100ExecInfo, average, exec_info
 from QEfficient.generation.opened import OpenedProgram
 from QEfficient.generation.request import RequestOutput
 from QEfficient.generation.script_options import chosen_params
-from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly
+from QEfficient.generation.text import MaskMaker, TextGenerator, TokensOnly, check_streamer
 from QEfficient.graph.exporter import Source
 from QEfficient.program import GraphSpec
 from QEfficient.specs import BlockingSpec, CompileSpec, ExportSpec, SamplingParams
@@ -34,8 +34,11 @@ from QEfficient.transformers.models.card_options import (
     graph_options,
     read_qaic_config,
     shaped,
+    sharing,
+    with_compile_config,
 )
 from QEfficient.transformers.models.causal_facts import causal_facts, layers_in
+from QEfficient.transformers.models.compile_keywords import own_options
 from QEfficient.transformers.models.decoding_options import compiled_program, read_decoding
 from QEfficient.transformers.models.inputs import Prompts, by_position, read_prompts
 from QEfficient.transformers.models.projected import open_projections
@@ -85,6 +88,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         max_seq_len_cached: int | None = None,
         **options: Any,
     ) -> None:
+        _check_batching(continuous_batching)
         card = read_qaic_config(qaic_config)
         opened = isinstance(model, ModelSource)
         source = model if opened else open_source(model, transformers.AutoModelForCausalLM, options)
@@ -108,7 +112,8 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
     ) -> QEFFAutoModelForCausalLM:
         """Open a hub name, a local folder, `demo`, or a model object. Weights stay where they are until `export`.
 
-        `layerwise` needs nothing here: weights are always streamed. Other options go to transformers' config.
+        `layerwise` needs nothing here: weights are always streamed. `config` is a config object of transformers in
+        place of the checkpoint's own, and other options are fields of it.
         """
         if options.pop("full_batch_size", None):
             continuous_batching = True
@@ -156,6 +161,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
             "compute_context": compute_context,
             "kv_head_copies": kv_head_copies,
             "blocking": blocking,
+            "latent": self._card.latent,
         }
         return self._export(asked, lambda graph: None)
 
@@ -173,7 +179,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
             projections=None if self._projections is None else self._projections.spec,
             sampler=self._card.sampler,
             blocking=asked["blocking"] or self._card.blocking,
-            latent=self._card.latent,
+            latent=asked["latent"],
         )
         make = partial(self._prepare, spec, check_graph)
         folder = asked["export_dir"]
@@ -230,6 +236,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         comp_ctx_lengths_decode: list[int] | str | None = None,
         prefill_only: bool | None = None,
         specializations: Sequence[Mapping[str, Any]] | None = None,
+        qaic_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Path:
         """Compile for `device` (default: environment `QEFF_DEVICE`, else the best here); exports first if needed.
@@ -239,13 +246,15 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         does one of both phases (docs/cloud_ai_100.md). `specializations`: the shapes word for word, symbols and sizes,
         in place of all that follows from these numbers.
 
-        `use_onnx_subfunctions`, `retain_full_kv`, `kv_cache_prefix`: where nothing is said, as the last export was.
+        `use_onnx_subfunctions`, `retain_full_kv`, `kv_cache_prefix`, blocks of attention: where nothing is said, as the
+        last export was. `qaic_config`: as in `from_pretrained`, beside what was said there, for this program.
         """
-        chosen = get_device(device)
+        chosen, card = get_device(device), with_compile_config(self._card, qaic_config, onnx_path is not None)
         _refuse_later(options)
         for harmless in WITHOUT_EFFECT:
             if harmless != "num_cores":
                 options.pop(harmless, None)
+        own = own_options(chosen, options, self.compile)
         if specializations is not None:
             spec = verbatim_spec(specializations, options)
             shapes = shapes_of(spec)
@@ -256,14 +265,13 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
                 self._ahead(num_speculative_tokens), comp_ctx_lengths_prefill, comp_ctx_lengths_decode, prefill_only
             )
         stages.check_batching(self.continuous_batching, spec)
-        spec = shaped(spec, shapes, self._card)
-        own = chosen.own_options(options)
+        spec = shaped(spec, shapes, card)
         chosen.check_calls(spec, own)
         if layers_in(self.config):
             chosen.check_layers(layers_in(self.config), own)
-        check_device(self._card, chosen)
+        check_device(card, chosen)
         graph = self._graph_options(
-            graph_options(self._card, shapes, self.config, options.get("num_devices") or 1, spec),
+            graph_options(card, shapes, self.config, sharing(options), spec) | {"latent": card.latent},
             dtype=self._source.dtype if onnx_path is not None else self._dtype_for(chosen, own),
             use_onnx_subfunctions=use_onnx_subfunctions,
             retain_full_kv=retain_full_kv,
@@ -356,7 +364,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         prompt, `generated_texts` and `generated_ids` have a list for each prompt; `outputs` always has.
         """
         inputs, (device_id, runtime) = by_position(inputs, 2, {"device_id": device_id, "runtime_ai100": runtime_ai100})
-        _refuse_torch(runtime)
+        _check_call(runtime, stream, streamer)
         named = {"tokenizer": tokenizer, "prompts": prompts, "input_ids": input_ids, "attention_mask": attention_mask}
         taken = {name: options.pop(name, None) for name in ("prompt", PROMPTS_FILE)}
         given, own_tokenizer = read_prompts(inputs, {**named, **taken})
@@ -374,7 +382,7 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         encoded = given.encoded(text, chat_template_kwargs)
         params = [chosen_params(choosing.params, script.sampling_params, number) for number in range(len(encoded))]
         if stream:
-            return _pieces(text, encoded, params, streamer, mask, script.iteration)
+            return _pieces(text, encoded, params, mask, script.iteration)
         before = engine.statistics
         infos = [
             self._info(text.generate_ids(encoded, params, streamer, mask), choosing) for _ in range(script.iteration)
@@ -419,24 +427,34 @@ class QEFFAutoModelForCausalLM(ScriptedModel):
         return TextGenerator(engine, tokenizer or TokensOnly(), eos_token_ids)
 
 
-def _refuse_torch(runtime_ai100: bool) -> None:
+def _check_batching(asked: Any) -> None:
+    """By position it stands where many a loader takes a name."""
+    if not isinstance(asked, bool):
+        raise OptionError(
+            f"continuous_batching, the second value by position, must be True or False, but {asked!r} was given. What a"
+            " loaded model is called is said by pretrained_model_name_or_path=."
+        )
+
+
+def _check_call(runtime_ai100: bool, stream: bool, streamer: Any) -> None:
+    """Refuse what is wrong whatever the prompts are, before any work."""
     if not runtime_ai100:  # as Qualcomm's library says it
         raise NotImplementedError(
             "runtime_ai100=False was asked for, but generate runs compiled programs only. Leave it out: what runs here"
             " without a card is compiled with device='cpu'."
         )
+    if stream and streamer is not None:
+        raise OptionError("stream=True and streamer= were both given. Give one of them.")
+    check_streamer(streamer)
 
 
 def _pieces(
     text: TextGenerator,
     prompts: Sequence[list[int]],
     params: Sequence[SamplingParams],
-    streamer: Any,
     mask: MaskMaker | None,
     iteration: int,
 ) -> Iterator[str]:
-    if streamer is not None:
-        raise OptionError("stream=True and streamer= were both given. Give one of them.")
     if len(prompts) != 1:
         raise OptionError(f"stream=True follows one prompt, but {len(prompts)} were given. Leave it out.")
     if iteration != 1:

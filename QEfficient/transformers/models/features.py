@@ -42,6 +42,7 @@ from QEfficient.transformers.layers import layers_of
 from QEfficient.transformers.loading import ModelSource, open_source
 from QEfficient.transformers.models import stages
 from QEfficient.transformers.models.auto_model import AutoModel
+from QEfficient.transformers.models.compile_keywords import own_options
 from QEfficient.transformers.models.inputs import Prompts, by_position, is_tokenizer, read_prompts
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         """Open a hub name, a local folder, `demo`, or a model object. Weights stay where they are until `export`.
 
         `pooling` makes one vector of a text: mean (also called avg), max, cls, or a function of the last hidden states
-        `[b, s, n]` and the attention mask `[b, s]` that PyTorch can trace. Other options go to transformers' config.
+        `[b, s, n]` and the attention mask `[b, s]` that PyTorch can trace. `config` is a config object of transformers
+        in place of the checkpoint's own, and other options are fields of it.
         """
         return cls(pretrained_model_name_or_path, pooling, **options)
 
@@ -150,7 +152,7 @@ class QEFFAutoModel(AutoModel[CompiledEncoder, EncoderSession]):
         chosen = get_device(device, TASK)
         options.pop("offload_pt_weights", None)  # they were never loaded
         lengths = (seq_len,) if isinstance(seq_len, int) else tuple(seq_len)
-        spec = EncodeSpec(batch_size, lengths, chosen.own_options(options))
+        spec = EncodeSpec(batch_size, lengths, own_options(chosen, options, self.compile))
         if len(lengths) >= MANY_LENGTHS:
             logger.warning("%d sequence lengths are compiled; each takes time and room on the device.", len(lengths))
         program = self._program_or(onnx_path, lambda: self.export(use_onnx_subfunctions=use_onnx_subfunctions))

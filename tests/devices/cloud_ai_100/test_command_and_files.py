@@ -134,7 +134,8 @@ def test_an_unknown_option_gets_a_suggestion() -> None:
         ("num_cores", True),
         ("num_cores", 0),
         ("num_cores", 17),
-        ("num_devices", 0),
+        ("num_devices", -1),
+        ("num_devices", False),
         ("mos", 0),
         ("mos", []),
         ("mos", "1,x"),
@@ -223,6 +224,12 @@ def test_yes_and_no_as_texts(given: bool | str, told: list[str]) -> None:
 
 def test_none_means_not_given() -> None:
     assert read_options({"aic_hw_version": None, "qnn_config": None, "node_precision_info": None}) == CompilerOptions()
+
+
+def test_no_devices_are_the_usual_one() -> None:
+    """What scripts give where nobody named any."""
+    assert read_options({"num_devices": 0}) == read_options({"num-devices": 0}) == CompilerOptions()
+    assert CloudAI100().own_options({"num_devices": 0}) == {}
 
 
 def test_what_is_so_anyway_makes_no_other_compilation() -> None:

@@ -85,6 +85,12 @@ def test_no_token_ahead_is_a_number_too(new_sdk: str) -> None:
     assert wrapped.compiled is not None and wrapped.compiled.spec.num_speculative_tokens == (0,)
 
 
+def test_no_token_ahead_of_a_program_that_chooses(new_sdk: str) -> None:
+    wrapped = QEFFAutoModelForCausalLM(world("qwen3")[0], True, {"include_sampler": True})
+    wrapped.compile(device="reference", num_speculative_tokens=0, **CONTEXT, **SLOTS)
+    assert wrapped.compiled is not None and wrapped.compiled.spec.num_speculative_tokens == ()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("ahead", [1, 3, 7])
 def test_one_number_of_tokens_ahead(new_sdk: str, device: str, ahead: int) -> None:
@@ -236,6 +242,9 @@ def test_windows_that_roll_are_no_targets(new_sdk: str) -> None:
         (None, {"comp_ctx_lengths_decode": "[24, x]"}, OptionError, "list of whole numbers"),
         ({"speculative_model_type": "tarjet"}, {}, ValueError, "target or turbo"),
         ({"ccl_enable": True}, {}, OptionError, "Did you mean 'ccl_enabled'"),
+        ({"include_sampler": True}, {"num_speculative_tokens": 3}, OptionError, "speculative_model_type"),
+        (None, {"fullbatch_sizes": 3}, OptionError, "Did you mean 'full_batch_size'"),
+        (None, {"mxfp6": True}, OptionError, "compile has no 'mxfp6', but mxfp6_matmul="),
         (TARGET, {"num_speculative_tokens": [1, 3], **LENGTHS}, NotImplementedError, "one number"),
     ],
 )
