@@ -25,11 +25,18 @@ def choice_limits(graph: GraphSpec) -> ChoiceLimits | None:
     return ChoiceLimits(int(widths[RANDOM]), _vocabulary(graph), TOKEN_BITMASKS in widths)
 
 
+def decodes(row: Row) -> bool:
+    """Whether its token is one of the answer, not of the prompt."""
+    return row.choice is not None and not row.choice.follows_prompt
+
+
 def choice_feeds(
-    rows: Sequence[Row], lines: Iterable[int], input_ids: np.ndarray, graph: GraphSpec
+    rows: Sequence[Row], lines: Iterable[int], input_ids: np.ndarray, graph: GraphSpec, kept: int
 ) -> dict[str, np.ndarray]:
-    """The inputs of one call. The token that was accepted last is the one that comes in, as are those of a prompt; a
-    sign tells them apart, since a call may be too short to show that it is a prompt's."""
+    """The inputs of one call, which gives tokens for the last `kept` of each line. The token that was accepted last is
+    the one that comes in, as are those of a prompt. A graph tells them apart by the length of the call, where the
+    token does not say it: those of a prompt come in as -1 less themselves, since a call may be too short for one; that
+    of an answer as much further on as there are tokens where a call is too long for it."""
     limits = choice_limits(graph)
     assert limits is not None
     height = len(input_ids)
@@ -37,8 +44,10 @@ def choice_feeds(
     choices, accepted = [plain] * height, input_ids.copy()
     for row, line in zip(rows, lines, strict=True):
         choices[line] = row.choice or plain
-        if row.choice is None or row.choice.follows_prompt:
+        if not decodes(row):
             accepted[line] = -1 - accepted[line]
+        elif input_ids.shape[1] > kept:
+            accepted[line] += limits.vocabulary
     feeds = {ACCEPTED_TOKENS: accepted} | _settings(choices, limits.widest)
     if limits.guided:
         every = np.ones(limits.vocabulary, bool)

@@ -15,7 +15,7 @@ import numpy as np
 from QEfficient.devices import Batch, Limits, Row, Session, device_class, get_device
 from QEfficient.devices.slotted import SlottedSession
 from QEfficient.errors import OptionError, SessionLostError
-from QEfficient.program import CompiledProgram, ExportedProgram, StateSpec
+from QEfficient.program import CompiledProgram, ExportedProgram, GraphSpec, StateSpec
 
 ROLE = "lm"
 EXPORT_RECORD = "hashed_export_params.json"
@@ -54,6 +54,7 @@ def check_alike(decode: CompiledProgram, prefill: CompiledProgram) -> None:
                 f"the program for prefill was compiled for {name} {mine}, that for decoding for {wanted}."
                 " Compile both with the same geometry."
             )
+    _check_choosing(graph, other)
     _check_states(graph.states, other.states)
     _check_forms(decode, prefill)
 
@@ -102,6 +103,16 @@ def _may_be_same(weights: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return False
     return all(
         file[key] == others[name][key] for name, file in files.items() for key in file.keys() & others[name].keys()
+    )
+
+
+def _check_choosing(decode: GraphSpec, prefill: GraphSpec) -> None:
+    if decode.chooses_tokens == prefill.chooses_tokens:
+        return
+    ways = ("ends in logits", "chooses tokens itself")
+    raise OptionError(
+        f"the program for prefill {ways[prefill.chooses_tokens]}, that for decoding {ways[decode.chooses_tokens]}."
+        " Compile both from models loaded with the same qaic_config: with include_sampler, or without."
     )
 
 

@@ -2,7 +2,8 @@
 
 A call is `[rows, length]`; a padded token has position -1 and changes nothing. With continuous batching a line of a
 call names its slot in `batch_index`; without it line i is slot i. Of the compiled shapes a call has the smallest that
-holds its rows, gives the logits that are wanted and reads as far as they look back.
+holds its rows, gives the logits that are wanted and reads as far as they look back. Programs that choose tokens decode
+in no call that is as long as a prompt's, where they have another.
 """
 
 from __future__ import annotations
@@ -165,13 +166,20 @@ class SlottedSession(Session):
 
     def _run(self, rows: Sequence[Row]) -> dict[int, np.ndarray]:
         lines = range(len(rows)) if self._continuous_batching else [row.slot for row in rows]
-        shape = next((shape for shape in self._shapes if shape.holds(rows, lines)), None)
+        shape = self._shape_for(rows, lines)
         if shape is not None:
             return self._call(rows, lines, shape)
         if all(len(row.tokens) == 1 for row in rows):
             listed = [(row.start, row.logits) for row in rows]
             raise DeviceError(f"the program was compiled for no call with these rows (position, logits): {listed}.")
         return self._run_singly(rows)
+
+    def _shape_for(self, rows: Sequence[Row], lines: Sequence[int]) -> _Shape | None:
+        """The smallest; of a program that chooses tokens, one that is no prompt's where a row decodes, if there is one:
+        some programs tell a prompt by the length of the call alone."""
+        answers = self._graph.chooses_tokens and any(choosing.decodes(row) for row in rows)
+        held = [shape for shape in self._shapes if shape.holds(rows, lines)]
+        return min(held, key=lambda shape: answers and shape.length > shape.kept, default=None)
 
     def _run_singly(self, rows: Sequence[Row]) -> dict[int, np.ndarray]:
         """Where prefill does not read far enough, or gives too few logits, tokens run one after the other."""
@@ -205,7 +213,7 @@ class SlottedSession(Session):
         if COMPUTE_CONTEXT in self._controls:
             feeds[COMPUTE_CONTEXT] = np.zeros(shape.reads, np.int64)
         if self._graph.chooses_tokens:
-            feeds |= choosing.choice_feeds(rows, lines, feeds["input_ids"], self._graph)
+            feeds |= choosing.choice_feeds(rows, lines, feeds["input_ids"], self._graph, shape.kept)
         return feeds
 
     def _batch_index(self, rows: Sequence[Row], height: int) -> np.ndarray:

@@ -83,17 +83,19 @@ def _marked(call: Call, before: _Marks, logits: torch.Tensor) -> _Marks:
     """A prompt marks its tokens against repetition only, and its beginning forgets what was there; in decoding the
     token that was accepted is marked for both. Rows without a token stay as they are.
 
-    A prompt shows by the length of the call; one that comes in token by token by its tokens, which are given as -1 less
-    themselves then."""
+    A prompt shows by the length of the call, unless its tokens say what they are: a prompt's are given as -1 less
+    themselves where it may come in token by token, an accepted one as itself and the size of the vocabulary where it
+    may come in a long call."""
     width = logits.shape[-1]
     positions, accepted = call.position_ids, call.controls[ACCEPTED_TOKENS]
-    valid, marked = positions >= 0, accepted < 0
-    places = torch.where(valid, torch.where(marked, -1 - accepted, accepted), width)  # a spare column takes padding
+    valid, of_prompt, of_answer = positions >= 0, accepted < 0, accepted >= width
+    tokens = torch.where(of_prompt, -1 - accepted, torch.where(of_answer, accepted - width, accepted))
+    places = torch.where(valid, tokens, width)  # a spare column takes padding
     zeros = torch.zeros((positions.shape[0], width + 1), dtype=torch.float32)
     new = zeros.scatter(1, places, 1.0)[:, :width] > 0.5
     prefill = torch.scalar_tensor(positions.shape[1]) > torch.scalar_tensor(logits.shape[1])
     begins = (positions == 0).any(dim=1, keepdim=True)
-    prompted = begins | (valid & (prefill | marked)).any(dim=1, keepdim=True)
+    prompted = begins | (valid & (of_prompt | (prefill & ~of_answer))).any(dim=1, keepdim=True)
     repetition = (before.repetition & ~begins) | new
     presence = (before.presence | new) & ~prompted
     return _Marks(repetition, presence)

@@ -12,7 +12,17 @@ import pytest
 
 from QEfficient.devices.handover import EXPORT_RECORD, check_alike
 from QEfficient.errors import OptionError
-from QEfficient.program import CompiledProgram, ExportedProgram, Graph, GraphSpec, ModelFacts, StateSpec, TensorSpec
+from QEfficient.program import (
+    MARKED_PRESENCE,
+    NEXT_TOKENS,
+    CompiledProgram,
+    ExportedProgram,
+    Graph,
+    GraphSpec,
+    ModelFacts,
+    StateSpec,
+    TensorSpec,
+)
 from QEfficient.specs import CompileSpec
 
 SPEC = CompileSpec(2, 8, 64)
@@ -29,6 +39,8 @@ def state(name: str = "past_key.0", dtype: str = "float32", width: int = 32, **m
 
 
 STATES = (state(), state("past_key.1", layer=1))
+TOKENS = TensorSpec(NEXT_TOKENS, "int64", ("batch_size", 1, 1))
+MARKS = state(MARKED_PRESENCE, "bool", kind="marks", layer=2)
 
 
 def program(
@@ -56,6 +68,7 @@ def packed(**options: Any) -> CompileSpec:
         ({"spec": replace(SPEC, batch_size=3)}, "compiled for slots 3, that for decoding for 2"),
         ({"spec": replace(SPEC, ctx_len=32)}, "compiled for ctx_len 32, that for decoding for 64"),
         ({"logits": GUESSING}, "compiled for guesses 2, that for decoding for 0"),
+        ({"logits": TOKENS, "states": (*STATES, MARKS)}, "chooses tokens itself, that for decoding ends in logits"),
         ({"states": STATES[:1]}, "keeps the states of 1 layers, that for decoding of 2"),
         (
             {"states": (state(dtype="float16"), STATES[1])},

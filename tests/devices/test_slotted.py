@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from QEfficient.devices import Batch, Row
+from QEfficient.devices import Batch, Choice, Row
 from QEfficient.devices.slotted import SlottedSession, write_specializations
 from QEfficient.errors import DeviceError, OptionError
-from QEfficient.program import GraphSpec, TensorSpec
+from QEfficient.program import ACCEPTED_TOKENS, MARKED_PRESENCE, NEXT_TOKENS, GraphSpec, StateSpec, TensorSpec
 from QEfficient.specs import CompileSpec
 
 VOCAB = 7
@@ -25,16 +25,25 @@ def graph(*extra: str) -> GraphSpec:
     return GraphSpec(tuple(inputs), (LOGITS,))
 
 
+CHOOSING = GraphSpec(
+    (*graph("batch_index").inputs, TensorSpec("random_numbers", "float32", ("batch_size", 2))),
+    (TensorSpec(NEXT_TOKENS, "int64", ("batch_size", 1, 1)),),
+    (StateSpec(TensorSpec(MARKED_PRESENCE, "bool", ("full_batch_size", VOCAB)), "marks", 0),),
+)
+
+
 class Recording(SlottedSession):
     """Its logits say in which call and line they were made."""
 
-    def __init__(self, spec: CompileSpec) -> None:
-        super().__init__(spec, graph(*["batch_index"] * spec.continuous_batching))
+    def __init__(self, spec: CompileSpec, own: GraphSpec | None = None) -> None:
+        super().__init__(spec, own or graph(*["batch_index"] * spec.continuous_batching))
         self.calls: list[dict[str, np.ndarray]] = []
 
     def _execute(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         self.calls.append(feeds)
         lines = len(feeds["input_ids"])
+        if self._graph.chooses_tokens:
+            return np.zeros((lines, 1, 1), np.int64)
         lines_and_call = np.arange(lines, dtype=np.float16) + 10 * len(self.calls)
         return np.tile(lines_and_call[:, None, None], (1, 1, VOCAB))
 
@@ -71,6 +80,23 @@ def test_continuous_batching_gives_idle_lines_slots_of_their_own() -> None:
     assert call["position_ids"].tolist() == [[9], [3], [-1]]
     assert call["batch_index"].tolist() == [[4], [0], [1]] and call["batch_index"].dtype == np.int64
     assert logits[:, 0].tolist() == [10, 11]
+
+
+@pytest.mark.parametrize(
+    ("prefill_only", "follows_prompt", "shape", "said"),
+    [(None, False, (6, 1), 3), (None, True, (1, 4), -4), (True, False, (1, 4), 3 + VOCAB), (True, True, (1, 4), -4)],
+)
+def test_a_program_that_chooses(
+    prefill_only: bool | None, follows_prompt: bool, shape: tuple[int, int], said: int
+) -> None:
+    """A token of an answer comes in a call of a prompt only where there is no other, and says then what it is; the last
+    one of a prompt may come in either."""
+    spec = CompileSpec(full_batch_size=6, prefill_seq_len=4, ctx_len=16, prefill_only=prefill_only)
+    session = Recording(spec, CHOOSING)
+    choice = Choice(np.full(2, 0.5, np.float32), follows_prompt=follows_prompt)
+    session.run(Batch((Row(1, [3], 5, choice=choice),)))
+    (call,) = session.calls
+    assert call["input_ids"].shape == shape and call[ACCEPTED_TOKENS][0, 0] == said
 
 
 def test_mixed_batch_is_two_calls() -> None:

@@ -29,6 +29,11 @@ WIDEST = 64
 GEOMETRY: dict[str, Any] = {"ctx_len": 64, "prefill_seq_len": 8, "num_cores": 8}
 SAMPLER = {"include_sampler": True, "max_top_k_ids": WIDEST, "include_guided_decoding": True}
 SLOTS, ROWS = {"full_batch_size": 2}, {"batch_size": 2}
+MANY_SLOTS = {"full_batch_size": 9}
+"""So many that a call of each one's next token is larger than one of a prompt."""
+PREFILL_ONLY = {"batch_size": 2, "prefill_only": True}
+KEPT_SLOTS = {"kv_cache_batch_size": 2, "prefill_only": True}
+"""These decode in the calls of prompts."""
 
 
 def wrapped(config: dict[str, Any] | None, slots: bool = True, model_type: str = "llama") -> QEFFAutoModelForCausalLM:
@@ -36,7 +41,7 @@ def wrapped(config: dict[str, Any] | None, slots: bool = True, model_type: str =
 
 
 def compiled(device: str, config: dict[str, Any] | None, geometry: dict[str, int]) -> CompiledProgram:
-    model = wrapped(config, geometry is SLOTS)
+    model = wrapped(config, "batch_size" not in geometry)
     return load_compiled(Path(model.compile(device=device, **GEOMETRY, **geometry)))
 
 
@@ -88,7 +93,9 @@ def next_token(session: Session, slot: int, request: Request, choice: Choice | N
 
 
 @pytest.mark.parametrize(
-    ("geometry", "chunk"), [(SLOTS, 8), (ROWS, 8), (SLOTS, 1)], ids=["slots", "rows", "token by token"]
+    ("geometry", "chunk"),
+    [(SLOTS, 8), (ROWS, 8), (SLOTS, 1), (MANY_SLOTS, 8), (PREFILL_ONLY, 8), (KEPT_SLOTS, 8)],
+    ids=["slots", "rows", "token by token", "many slots", "prefill only", "prefill only, kept slots"],
 )
 def test_the_token_of_the_host(geometry: dict[str, int], chunk: int) -> None:
     """On the reference device, beside the program that ends in logits: 240 tokens of 30 requests in two slots, whose
@@ -104,6 +111,29 @@ def test_the_token_of_the_host(geometry: dict[str, int], chunk: int) -> None:
                 found = next_token(tokens, number % 2, request, as_choice(request.params, numbers), chunk)
                 assert int(found.argmax()) == wanted and found.sum() == 1, request.params
                 request.generated.append(wanted)
+
+
+def marked(accepted: list[int], positions: list[int]) -> list[set[int]]:
+    """The tokens that a call of one line with one kept token leaves marked, for repetition and for presence; before it
+    7 and 8 were, each for one of them."""
+    names = ("repetition_penalties", "presence_penalties", "temperatures", "top_ps", "min_ps", "random_numbers")
+    controls = {name: torch.full((1, 1), 0.5) for name in names}
+    controls |= {"last_accepted_output_tokens": torch.tensor([accepted]), "top_ks": torch.ones((1, 1))}
+    call = Call(torch.tensor([accepted]), torch.tensor([positions]), None, controls)
+    memory = [torch.arange(10)[None] == token for token in (7, 8)]
+    _, after = choose_tokens(torch.zeros((1, 1, 10)), call, memory, SamplerSpec(max_top_k_ids=1))
+    return [set(buffer[0].nonzero()[:, 0].tolist()) for buffer in after]
+
+
+def test_which_tokens_are_of_a_prompt() -> None:
+    """As the contract has it, by the length of the call, and as the tokens say: -1 less themselves for a prompt's,
+    with the size of the vocabulary for one of an answer."""
+    assert marked([3], [5]) == [{7, 3}, {8, 3}]
+    assert marked([3, 4], [5, 6]) == [{7, 3, 4}, set()] and marked([3, 4], [0, 1]) == [{3, 4}, set()]
+    assert marked([3, 0], [5, -1]) == [{7, 3}, set()], "the last piece of a prompt"
+    assert marked([-4], [5]) == marked([-4, -1], [5, -1]) == [{7, 3}, set()]
+    assert marked([13, 0], [5, -1]) == [{7, 3}, {8, 3}]
+    assert marked([13, 0], [-1, -1]) == marked([-4, -1], [-1, -1]) == [{7}, {8}]
 
 
 def test_how_often_each_token_comes() -> None:
