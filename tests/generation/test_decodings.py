@@ -7,24 +7,26 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from paged_world import CheckedSession, PlannedError, check_blocks, check_nothing_held, paged_limits
 
-from QEfficient.devices import Limits, Row
-from QEfficient.devices.null import null_next_token
+from QEfficient.devices import Batch, Limits, Row
+from QEfficient.devices.null import NOTHING, NullSession, null_next_token
 from QEfficient.errors import OptionError
 from QEfficient.generation.decoding.draft_model import DraftModel
 from QEfficient.generation.decoding.one_token import OneToken
 from QEfficient.generation.decoding.prompt_lookup import PromptLookup
+from QEfficient.generation.decoding.selection import DecodingChoice, make_decoding
 from QEfficient.generation.decoding.speculation import Speculation
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.masks import packed
 from QEfficient.generation.request import Request, RequestOutput, output_of
 from QEfficient.generation.text import TextGenerator
-from QEfficient.specs import SamplingParams
+from QEfficient.specs import CompileSpec, SamplingParams
 
 WORDS = 20
 END = 7
@@ -214,6 +216,84 @@ def test_a_draft_model_gives_places_back() -> None:
     (held,) = decoding._held.values()
     assert places.counts.blocks.used == len(held.blocks) and len(places._slots) == 3
     assert last.finish_reason == "length"
+
+
+class RestingSession(RepeatingSession):
+    """Can give its device to others, and has forgotten everything then."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.owner: Callable[[], bool] = bool
+        self.during: Callable[[], object] = bool
+
+    def run(self, batch: Batch) -> np.ndarray:
+        self.during()
+        return super().run(batch)
+
+    def offer(self, owner: Callable[[], bool]) -> None:
+        self.owner = owner
+
+    def rest(self) -> bool:
+        self._memory[:] = NOTHING
+        return True
+
+
+def test_a_draft_model_without_requests_gives_way() -> None:
+    """Not before, and it drafts from the beginning then, as well as ever: it is the model itself."""
+    drafts = RestingSession(LIMITS)
+    engine = Engine(RepeatingSession(LIMITS), DraftModel(drafts, 6, adaptive=False))
+    told_first: list[tuple[Any, ...]] = []
+    for _ in range(3):
+        requests = [Request(asked(n).prompt, SamplingParams(max_new_tokens=25)) for n in range(9)]
+        for one in requests:
+            engine.submit(one)
+        while not engine.idle:
+            engine.step()
+            assert engine.idle or not drafts.owner(), "requests are on their way"
+        found = [told(output_of(one)) for one in requests]
+        told_first = told_first or found
+        assert found == told_first and drafts.owner()
+    assert engine.statistics.acceptance == 1.0 and engine.statistics.drafted > 100
+
+
+def test_a_draft_model_that_runs_does_not_give_way() -> None:
+    """Although the only request is cancelled meanwhile, as another thread may do."""
+    drafts = RestingSession(LIMITS)
+    engine = Engine(RepeatingSession(LIMITS), DraftModel(drafts, 6, adaptive=False))
+    only, gave_way = Request((1, 2, 3), SamplingParams(max_new_tokens=25)), []
+    drafts.during = lambda: (engine.cancel(only), gave_way.append(drafts.owner()))
+    engine.generate([only])
+    assert only.finish_reason == "cancelled" and gave_way and not any(gave_way)
+    assert drafts.owner()
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason", "advice"),
+    [
+        ({}, "gives the logits of one token", "Compile it with num_speculative_tokens, or"),
+        ({"prefill_only": False}, "gives the logits of one token", "Compile it with num_speculative_tokens, or"),
+        ({"num_speculative_tokens": (0,)}, r"num_speculative_tokens=\[0\], to try none", "with a larger number"),
+        (
+            {"num_speculative_tokens": (3,), "prefill_only": True},
+            "are the calls for prompts",
+            "without prefill_only, and",
+        ),
+        ({"prefill_only": True}, "are the calls for prompts", "without prefill_only, and with num_speculative_tokens"),
+    ],
+)
+def test_what_cannot_try_ahead_says_how_it_was_compiled(shape: dict[str, Any], reason: str, advice: str) -> None:
+    spec = CompileSpec(1, 8, 32, **shape)
+    compiled: Any = SimpleNamespace(device="reference", spec=spec)
+    with pytest.raises(OptionError, match=f"device 'reference': this program .*{reason}.*{advice}"):
+        make_decoding(DecodingChoice("prompt_lookup"), compiled, NullSession(spec, WORDS))
+
+
+@pytest.mark.parametrize("shape", [{"num_speculative_tokens": (0, 3)}, {"num_speculative_tokens": (3,)}])
+def test_what_can_try_ahead_does(shape: dict[str, Any]) -> None:
+    spec = CompileSpec(1, 8, 32, **shape)
+    compiled: Any = SimpleNamespace(device="reference", spec=spec)
+    made = make_decoding(DecodingChoice("prompt_lookup"), compiled, NullSession(spec, WORDS))
+    assert isinstance(made, PromptLookup)
 
 
 @pytest.mark.parametrize("failing", ["model", "draft"])

@@ -6,11 +6,12 @@ it. Who finds no room there is decoded without drafts.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
@@ -70,6 +71,9 @@ class DraftModel(Speculation):
         self._seen: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
         self._numbers = count()
         self._vocabulary: int | None = None
+        self._users: WeakSet[Request] = WeakSet()  # of the steps so far, also those that have no place here
+        self._turn = threading.Lock()  # held by who feeds the session: it does not give way meanwhile
+        session.offer(self.give_way)
 
     @property
     def held(self) -> int:
@@ -79,6 +83,25 @@ class DraftModel(Speculation):
     def close(self) -> None:
         """Give the session back."""
         self._session.close()
+
+    def give_way(self) -> bool:
+        """Let the session rest for the sake of another program, if all requests that came by here have ended; whether
+        it did. It comes back with the next drafts. May be called from another thread."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if not all(request.finished for request in self._users) or not self._session.rest():
+                return False
+            self._held.clear()
+            self._places = places_for(self._limits)  # the old ones tell of what is gone
+            return True
+        finally:
+            self._turn.release()
+
+    def propose(self, plan: Plan) -> Plan:
+        with self._turn:
+            self._users.update(step.request for step in plan.steps)
+            return super().propose(plan)
 
     def accept(self, plan: Plan, logits: np.ndarray) -> Sequence[Sequence[int]]:
         own, theirs = self._vocabulary, logits.shape[-1]

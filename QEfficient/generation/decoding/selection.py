@@ -17,6 +17,7 @@ from QEfficient.generation.decoding.one_token import OneToken
 from QEfficient.generation.decoding.projections import ProjectionDrafts
 from QEfficient.generation.decoding.prompt_lookup import LOOKAHEAD, PromptLookup
 from QEfficient.program import CompiledProgram
+from QEfficient.specs import CompileSpec
 
 NAMES = ("plain", "prompt_lookup", "projections")
 
@@ -60,7 +61,7 @@ class DecodingChoice:
 def make_decoding(choice: DecodingChoice, compiled: CompiledProgram, session: Session) -> Decoding:
     """The decoding for a session of `compiled`. A draft model's session is opened for it."""
     limits = session.limits
-    obstacle = why_not_ahead(limits) if choice.speculative else ""
+    obstacle = why_not_ahead(limits, compiled.spec) if choice.speculative else ""
     if obstacle:
         raise OptionError(
             f"tokens cannot be tried ahead on device '{compiled.device}': {obstacle} Leave prompt lookup or the draft"
@@ -83,18 +84,31 @@ def close_decoding(choice: DecodingChoice, decoding: Decoding) -> None:
         decoding.close()
 
 
-def why_not_ahead(limits: Limits) -> str:
-    """Why a session cannot tell whether drafts are right, and what could; empty if it can."""
+def why_not_ahead(limits: Limits, spec: CompileSpec | None = None) -> str:
+    """Why a session cannot tell whether drafts are right, and what could; empty if it can. `spec`: what its program was
+    compiled for, where that is known."""
     if limits.paging is not None and not limits.paging.shareable:
         return "the model has recurrent states, or states in slots, which cannot go back behind a draft that was wrong."
     if limits.choice is not None:
         return "this program chooses tokens itself."
     if min(limits.logits, limits.chunk) < 2:
-        return (
-            "this program gives the logits of one token of a sequence at a time. Compile it with"
-            " num_speculative_tokens, or, if its states allow, for device 'cpu'."
-        )
+        return f"{_one_at_a_time(spec)}, or, if its states allow, for device 'cpu'."
     return ""
+
+
+def _one_at_a_time(spec: CompileSpec | None) -> str:
+    """Why a program gives the logits of one token of a sequence at a time, and how to compile it otherwise."""
+    if spec is not None and spec.prefill_only:
+        return (
+            "this program was compiled with prefill_only=True: all that it has are the calls for prompts, which give"
+            " the logits of their last token. Compile it without prefill_only, and with num_speculative_tokens"
+        )
+    if spec is not None and spec.num_speculative_tokens == (0,):
+        return (
+            "this program was compiled with num_speculative_tokens=[0], to try none. Compile it with a larger number"
+            " beside it"
+        )
+    return "this program gives the logits of one token of a sequence at a time. Compile it with num_speculative_tokens"
 
 
 def _draft_model(draft: CompiledProgram, compiled: CompiledProgram, lookahead: int) -> DraftModel:

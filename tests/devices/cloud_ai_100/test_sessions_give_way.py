@@ -9,17 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scripted import byte_tokenizer
 
 from qaic_simulator.root import write_root
 from qaic_simulator.runtime import cards
 from QEfficient import QEFFAutoModelForCausalLM
-from QEfficient.devices import Batch, Row, get_device
+from QEfficient.devices import Batch, Limits, Paging, Row, get_device
 from QEfficient.devices.cloud_ai_100.sdk import ROOT_VARIABLE
 from QEfficient.devices.handover import with_prefill
+from QEfficient.devices.null import PagedNullSession
 from QEfficient.errors import CoresTakenError, DeviceError, DeviceMemoryError
 from QEfficient.generation.cloud_infer import QAICInferenceSession
+from QEfficient.generation.decoding.draft_model import DraftModel
 from QEfficient.generation.decoding.selection import DecodingChoice
 from QEfficient.generation.engine import Engine
 from QEfficient.generation.opened import OpenedProgram
@@ -274,6 +277,37 @@ def test_two_programs_as_one_session(
             request = Request(PROMPT, SamplingParams(max_new_tokens=COUNT, ignore_eos=True))
             assert tuple(engine.generate([request])[0].generated_ids) == wanted
             assert tokens(other) == wanted
+    other.close()
+    assert free_cores() == CARD
+
+
+class Told(PagedNullSession):
+    """A target that needs no card: it says these tokens."""
+
+    def __init__(self, said: Sequence[int], vocabulary: int) -> None:
+        paging = Paging(block_size=4, blocks=8)
+        super().__init__(Limits(1, 8, 32, 1, 1, tokens=8, logits=4, paging=paging), vocabulary)
+        self._said = said
+
+    def _logits(self, row: Row) -> list[np.ndarray]:
+        end = row.start + len(row.tokens)
+        return [np.roll(self._ramp, self._said[stop]) for stop in range(end - row.logits + 1, end + 1)]
+
+
+def test_a_draft_model_gives_way(programs: dict[str, CompiledProgram], wanted: tuple[int, ...]) -> None:
+    """While an answer is open it does not. Its drafts are right after that too, from whatever it relies on."""
+    other, target = opened(programs[WHOLE]), Told((*PROMPT, *wanted), programs[HALF].program.model.vocab_size)
+    with get_device("cloud_ai_100").load(programs[HALF]) as session:
+        engine = Engine(target, DraftModel(session, 3, adaptive=False))
+        for turn in (1, 2):
+            events = engine.stream([Request(PROMPT, SamplingParams(max_new_tokens=COUNT, ignore_eos=True))])
+            found = [*next(events).tokens, *next(events).tokens]  # with the second it reads the prompt
+            with pytest.raises(CoresTakenError, match="with answers open"):
+                tokens(other)
+            found += [token for event in events for token in event.tokens]
+            assert tuple(found) == wanted and free_cores() == CARD // 2
+            assert tokens(other) == wanted and free_cores() == 0
+            assert engine.statistics.drafted == engine.statistics.accepted == 3 * turn
     other.close()
     assert free_cores() == CARD
 
