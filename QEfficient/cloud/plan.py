@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,18 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """None where nobody can know: a model that cannot be exported is known by its config alone."""
-        return None if self.sizes.state.not_observed else self.found.fits
+        """None where nobody can know."""
+        return None if self.unknown else self.found.fits
+
+    @property
+    def unknown(self) -> str:
+        """Why nobody can know; empty where it is known."""
+        state = self.sizes.state
+        if state.not_observed:
+            return f"since it cannot be exported: {state.not_observed.rstrip('.')}"
+        if state.replays and self.found.fits:
+            return "since it computes its whole context again, with operators that a card's compiler may not take"
+        return ""
 
     @property
     def remarks(self) -> list[str]:
@@ -154,23 +164,25 @@ def _workload(arguments: argparse.Namespace) -> Workload:
 def _plan(name: str, workload: Workload, arguments: argparse.Namespace) -> Plan:
     from QEfficient.devices.cloud_ai_100.plan.estimate import CARDS, CHOICES, Precision, Setup, estimate, smallest
 
-    sizes = _read(name, arguments)
+    sizes = _read(name, workload.ctx_len, arguments)
     model = planned_size(sizes)
     card, precision = CARDS[arguments.card], Precision(arguments.mxfp6_matmul, arguments.mxint8_kv_cache)
-    devices = arguments.num_devices or smallest(model, workload, precision, card) or CHOICES[-1]
+    anywhere = replace(model, objection="")  # with which more SoCs do not help
+    devices = arguments.num_devices or smallest(anywhere, workload, precision, card) or CHOICES[-1]
     setup = Setup(precision, devices, card)
     return Plan(name, arguments.card, sizes, model, workload, setup, estimate(model, workload, setup))
 
 
-def _read(name: str, arguments: argparse.Namespace) -> ModelSizes:
+def _read(name: str, ctx_len: int, arguments: argparse.Namespace) -> ModelSizes:
     from QEfficient.cloud._logging import quieten_libraries
     from QEfficient.cloud._preparation import given
+    from QEfficient.transformers.observed_sizes import Asked
     from QEfficient.transformers.sizes import read_model
 
     quieten_libraries(arguments.verbose)
     options = given(arguments, ("cache_dir", "hf_token"))
     options["trust_remote_code"] = arguments.trust_remote_code
-    return read_model(name, options, _latent(arguments.mla_absorption))
+    return read_model(name, options, Asked(_latent(arguments.mla_absorption), ctx_len))
 
 
 def _latent(absorption: str | None) -> LatentSpec | None:
@@ -196,6 +208,7 @@ def planned_size(sizes: ModelSizes) -> ModelSize:
         sizes.attention_heads,
         sizes.angles,
         None if sizes.reads is None else tuple(_reads(each) for each in sizes.reads),
+        sizes.objection,
     )
 
 
@@ -227,11 +240,8 @@ def _verdict(plan: Plan) -> str:
 
     found, where = plan.found, f"{plan.found.devices} SoC{'s' if plan.found.devices > 1 else ''} ({plan.card})"
     if plan.fits is None:
-        reason = plan.sizes.state.not_observed.rstrip(".")
-        return (
-            f"Whether {plan.name} fits is not known, since it cannot be exported: {reason}. By its config and the"
-            f" headers of its files it {_needs(found)}."
-        )
+        known_by = "its config and the headers of its files" if plan.sizes.state.not_observed else "its size"
+        return f"Whether {plan.name} fits is not known, {plan.unknown}. By {known_by} it {_needs(found)}."
     if found.fits:
         spare = f"{format_size(found.usable - found.needed)} of each to spare"
         return f"{plan.name} fits on {where}, {spare}."
@@ -284,7 +294,7 @@ def _held(files: FileCounts | None) -> str:
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     found, (per_token, per_sequence) = plan.found, _state_bytes(plan)
-    yield "weights by the config", "unknown" if plan.fits is None else f"{plan.sizes.weights.stored:,}"
+    yield "weights by the config", "unknown" if plan.sizes.state.not_observed else f"{plan.sizes.weights.stored:,}"
     yield "weights in the files", _held(plan.sizes.files)
     yield "weights and tables, float32", format_size(_exported_bytes(plan))
     yield "weights and tables in the program", format_size(_program_bytes(plan))

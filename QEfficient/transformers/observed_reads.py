@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from QEfficient.errors import UnsupportedModelError
 from QEfficient.transformers.retained_module import RetainedModule
-from QEfficient.transformers.retained_state import RetainedCache, StatePlan
 from QEfficient.transformers.size_records import Counts, Reads
+from QEfficient.transformers.sized_runs import run_on_sizes
 
 CONTEXT = 1_000_003
 """More than any size of a model, so that what has it is known by it, also with a few columns beside it."""
@@ -36,18 +36,6 @@ HIDDEN = frozenset({"scaled_dot_product_attention", "multi_head_attention_forwar
 """What has operators inside that nobody can see from here."""
 BESIDE = "beside"
 KINDS = ("floats", "integers", "truths", BESIDE)
-
-
-class UnreadCache(RetainedCache):
-    """States that are neither written nor read: what comes back has the right sizes."""
-
-    def _written(self, kind: str, layer: int, new: torch.Tensor) -> torch.Tensor:
-        _, heads, slots, width = self.before[kind, layer, 0].shape
-        return new.new_empty((new.shape[0], heads, slots, width))
-
-    def attend(self, query, key, value, mask, scale, softcap, sinks):  # type: ignore[no-untyped-def]
-        self._pending.pop(self._fresh[id(key)][0], None)
-        return query.new_empty((*query.shape[:3], value.shape[3]))
 
 
 @dataclass(frozen=True)
@@ -129,23 +117,9 @@ def observed_reads(retained: RetainedModule, mode: FakeTensorMode) -> tuple[Read
     return tuple(each for each in found if not any(other != each and other.covers(each) for other in found))
 
 
-def _empty(plan: StatePlan, rows: int) -> torch.Tensor:
-    sizes = [(plan.window or CONTEXT) if size is None else size for size in plan.shape]
-    return torch.empty([rows, *sizes], dtype=plan.dtype)
-
-
 def _run(retained: RetainedModule, mode: FakeTensorMode, rows: int, tokens: int) -> list[Operation]:
-    watched, before = WatchedReads(), retained.cache_type
-    retained.cache_type = UnreadCache
-    try:
-        with torch.no_grad(), mode:
-            ids = torch.zeros((rows, tokens), dtype=torch.long)
-            positions = torch.arange(tokens)[None].expand(rows, -1)
-            states = [_empty(plan, rows) for plan in retained.plans]
-            with watched:
-                retained(ids, positions, None, {}, states)
-    finally:
-        retained.cache_type = before
+    watched = WatchedReads()
+    run_on_sizes(retained, mode, rows, tokens, CONTEXT, watched)
     return watched.found
 
 

@@ -3,61 +3,73 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
-from QEfficient.errors import first_line
+from QEfficient.errors import first_line, raise_if_memory
 from QEfficient.specs import LatentSpec
 from QEfficient.transformers import mixers
 from QEfficient.transformers.config_sizes import gathered, model_sizes
 from QEfficient.transformers.latent import absorbed_weights
 from QEfficient.transformers.loading import ModelSource
 from QEfficient.transformers.observed_reads import observed_reads
+from QEfficient.transformers.observed_tables import Shown, observed_graph
 from QEfficient.transformers.replay import ReplayModule
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.size_records import Buffers, ModelSizes, Reads, StateCounts
+from QEfficient.transformers.sized_runs import objection
 from QEfficient.transformers.transform import retain, with_latent_states
 
 logger = logging.getLogger(__name__)
 
 PACKED = ("key", "value")
 """Kinds of state that a device may keep in a coarser type."""
-FREQUENCIES = "inv_freq"
-"""How transformers names the buffers of rotary frequencies; a kind of layer may stand before it."""
 
 
-def observed_sizes(source: ModelSource, spec: LatentSpec | None = None) -> ModelSizes:
+@dataclass(frozen=True)
+class Asked:
+    """What a model is to become."""
+
+    latent: LatentSpec | None = None
+    """How its latent attention is exported."""
+    ctx_len: int | None = None
+    """The context that it has to run with."""
+
+
+def observed_sizes(source: ModelSource, asked: Asked) -> ModelSizes:
     """What an export of the model would hold. Raises `UnsupportedModelError` where it would be refused."""
     model, mode = source.skeleton()
-    with _watched_angles(model) as angles:
-        retained = with_latent_states(retain(model), spec)
+    retained = with_latent_states(retain(model), asked.latent)
     made, replaced = absorbed_weights(model)
     stored = model.state_dict().keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    buffers = dict(model.named_buffers())
     known = {**dict(model.named_parameters()), **{name: b for name, b in buffers.items() if name in stored}}
     shapes = {name: tuple(tensor.shape) for name, tensor in known.items() if name not in replaced}
     uses = {**_uses(model), **dict.fromkeys(made, "dense")}
     sizes = model_sizes(model.config, shapes, _state(retained), uses)
     absorbed = sum(known[name].numel() for name in made) - sum(known[name].numel() for name in replaced)
-    constants = sum(buffer.numel() for name, buffer in buffers.items() if name not in stored)
+    constants = sum(b.numel() for name, b in buffers.items() if name not in stored and b.is_floating_point())
     weights = replace(sizes.weights, constants=constants, absorbed=absorbed)
+    shown, reads = _shown_by(retained, mode, sizes.angles), _reads_of(retained, mode)
     return replace(
         sizes,
         weights=weights,
         vocab_size=retained.vocab_size,
-        angles=() if sizes.state.replays else tuple(width for widths in angles.values() for width in widths),
+        angles=shown.tables,
         positions=retained.context.positions,
-        reads=_reads_of(retained, mode),
+        reads=None if reads is None or shown.reads is None else (*reads, *shown.reads),
+        objection=_objection(retained, mode, asked.ctx_len),
     )
+
+
+def _objection(retained: RetainedModule | ReplayModule, mode: FakeTensorMode, ctx_len: int | None) -> str:
+    """What of a model that is replayed shows when it is traced, and not before."""
+    return objection(retained, mode, ctx_len) if ctx_len and isinstance(retained, RetainedModule) else ""
 
 
 def _reads_of(retained: RetainedModule | ReplayModule, mode: FakeTensorMode) -> tuple[Reads, ...] | None:
@@ -71,33 +83,16 @@ def _reads_of(retained: RetainedModule | ReplayModule, mode: FakeTensorMode) -> 
         return None
 
 
-Angles = dict[tuple[str, ...], tuple[int, ...]]
-"""Kind of a layer → the numbers of one position in each tensor that its angles give."""
-
-
-@contextmanager
-def _watched_angles(model: Any) -> Iterator[Angles]:
-    """What modules with rotary frequencies give for a position, while the model runs. Layers of one kind share it."""
-    found: Angles = {}
-
-    def watch(path: str) -> Any:
-        def hook(module: Any, given: Any, named: Any, result: Any) -> None:
-            kind = (re.sub(r"\.\d+", "", path), *(each for each in (*given, *named.values()) if isinstance(each, str)))
-            tensors = [each for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
-            found[kind] = tuple(prod(each.shape[2:]) * (2 if each.is_complex() else 1) for each in tensors)
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(watch(path), with_kwargs=True)
-        for path, module in model.named_modules()
-        if any(name.endswith(FREQUENCIES) for name, _ in module.named_buffers(recurse=False))
-    ]
+def _shown_by(retained: RetainedModule | ReplayModule, mode: FakeTensorMode, tables: tuple[int, ...]) -> Shown:
+    """What a trace would show; these tables, which the config tells of, where a run on sizes alone does not."""
+    if isinstance(retained, ReplayModule):
+        return Shown()
     try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+        return observed_graph(retained, mode)
+    except Exception as error:  # whatever a model may trip over
+        raise_if_memory(error, "look for tables of positions")
+        logger.warning("Tables of positions are those of the config; a run did not show them: %s", first_line(error))
+        return Shown(tables, None)
 
 
 def _state(retained: Any) -> StateCounts:

@@ -153,8 +153,11 @@ class ModelSizes:
     angles: tuple[int, ...] = ()
     """Cosines and sines, which follow from a token's position alone: numbers of one position in each tensor."""
     reads: tuple[Reads, ...] | None = None
-    """Of operators that read the context, apart from attention that is one node; None where nobody could look."""
+    """Of operators, apart from what a device knows by itself: attention that is one node, and what reads weights alone;
+    None where nobody could look."""
     positions: int | None = None
     """How many positions a learned table has; None if nothing but the context limits them."""
+    objection: str = ""
+    """Why the model does not run with the context that was asked for."""
     files: FileCounts | None = None
     """None where there are no files here to look into."""

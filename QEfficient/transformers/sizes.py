@@ -14,20 +14,19 @@ import transformers
 
 from QEfficient.demo import DEMO_NAME
 from QEfficient.errors import ModelError, UnsupportedModelError, WeightsError, first_line
-from QEfficient.specs import LatentSpec
 from QEfficient.transformers.checkpoint import CheckpointWeights, open_pickle, open_safetensors
 from QEfficient.transformers.config_sizes import Shape, impossible_number, is_of_text, model_sizes
 from QEfficient.transformers.loading import ModelSource, open_source
-from QEfficient.transformers.observed_sizes import observed_sizes
+from QEfficient.transformers.observed_sizes import Asked, observed_sizes
 from QEfficient.transformers.size_records import FileCounts, ModelSizes
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 """Of which a folder has one if it has weights, or a part of them."""
+ANYTHING = Asked()
 
 
-def read_model(name: str, options: Mapping[str, Any], latent: LatentSpec | None = None) -> ModelSizes:
-    """The sizes of a local folder, the demo or a model of the hub, of which no weights are fetched: as an export with
-    `latent` has them."""
+def read_model(name: str, options: Mapping[str, Any], asked: Asked = ANYTHING) -> ModelSizes:
+    """The sizes of a local folder, the demo or a model of the hub, of which no weights are fetched."""
     local = name == DEMO_NAME or Path(name).expanduser().is_dir() or name.startswith((".", "/", "~"))
     try:
         only_here = {} if local else {"local_files_only": True}
@@ -38,24 +37,24 @@ def read_model(name: str, options: Mapping[str, Any], latent: LatentSpec | None 
         is_bare = isinstance(error, WeightsError) and not _has_weights(Path(name).expanduser())
         if local and not is_bare:
             raise
-        return _sizes(_by_config(name, options), latent, dict if local else lambda: _hub_headers(name, options))
-    return _with_files(source, latent)
+        return _sizes(_by_config(name, options), asked, dict if local else lambda: _hub_headers(name, options))
+    return _with_files(source, asked)
 
 
 def _has_weights(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
 
 
-def _sizes(source: ModelSource, latent: LatentSpec | None, headers: Callable[[], Mapping[str, Shape]]) -> ModelSizes:
+def _sizes(source: ModelSource, asked: Asked, headers: Callable[[], Mapping[str, Shape]]) -> ModelSizes:
     """As a run of the model without its weights shows them; where that fails, as config and headers tell."""
     if wrong := impossible_number(source.config):
         raise ModelError(
             f"the config of '{source.name}' says that {wrong}: no model has that. Correct its config.json."
         )
     try:
-        return observed_sizes(source, latent)
+        return observed_sizes(source, asked)
     except UnsupportedModelError as error:
-        if latent is not None:  # which the config and the headers say nothing of
+        if asked.latent is not None:  # which the config and the headers say nothing of
             raise
         found = headers()
         if not found:
@@ -65,7 +64,7 @@ def _sizes(source: ModelSource, latent: LatentSpec | None, headers: Callable[[],
         return replace(sizes, state=replace(sizes.state, not_observed=str(error)))
 
 
-def _with_files(source: ModelSource, latent: LatentSpec | None) -> ModelSizes:
+def _with_files(source: ModelSource, asked: Asked) -> ModelSizes:
     """With what the headers of its files say, whether or not that is needed."""
     try:
         headers, unreadable = _local_headers(source), ""
@@ -73,7 +72,7 @@ def _with_files(source: ModelSource, latent: LatentSpec | None) -> ModelSizes:
         headers, unreadable = {}, str(error)
     own = {name: shape for name, shape in headers.items() if is_of_text(name)}
     counted = FileCounts(len(own), sum(map(prod, own.values())), unreadable)
-    return replace(_sizes(source, latent, lambda: headers), files=counted)
+    return replace(_sizes(source, asked, lambda: headers), files=counted)
 
 
 def _local_headers(source: ModelSource) -> dict[str, Shape]:

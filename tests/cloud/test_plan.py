@@ -228,6 +228,30 @@ def test_nothing_to_absorb(cli: Cli, model_folder: Path) -> None:
     assert result.code == 1 and "has no latent attention, which mla_absorption is for" in result.error
 
 
+def test_a_context_that_the_model_does_not_run_with(cli: Cli, tmp_path: Path) -> None:
+    """Not for lack of memory: more SoCs are not tried. What it tripped over is said in one line."""
+    from QEfficient.verification.tiny_models import tiny_model
+
+    tiny_model("mpt").save_pretrained(tmp_path)
+    longest = json.loads((tmp_path / "config.json").read_text())["max_seq_len"]
+    assert rows(cli("plan", tmp_path, "--ctx-len", longest).out)["fits"] == "yes"
+    result = cli("plan", tmp_path, "--ctx-len", longest + 1)
+    assert (rows(result.out)["fits"], rows(result.out)["SoCs"]) == ("no", "1")
+    assert f"with a ctx_len of {longest + 1:,} the model does not run: " in result.err and "Traceback" not in result.err
+
+
+def test_what_is_computed_again_is_not_said_to_fit(cli: Cli, tmp_path: Path) -> None:
+    """Compilers take such programs or not, and only the program itself would tell."""
+    from QEfficient.verification.tiny_models import tiny_model
+
+    tiny_model("cpmant").save_pretrained(tmp_path)
+    result = cli("plan", tmp_path, "--ctx-len", 64)
+    found = rows(result.out)
+    assert found["fits"] == "unknown" and found["weights by the config"] == found["weights in the files"] != "unknown"
+    assert "is not known, since it computes its whole context again, with operators" in result.err
+    assert cli("plan", tmp_path, "--ctx-len", 64, "--json").json["fits"] is None
+
+
 def test_very_large_figures_have_units_that_suit_them(cli: Cli, model_folder: Path) -> None:
     result = cli("plan", model_folder, "--ctx-len", 2**31, "--full-batch-size", 10**6)
     assert "PB of 32.2 GB" in rows(result.out)["needed of usable per SoC"]

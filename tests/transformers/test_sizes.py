@@ -117,6 +117,41 @@ def test_types_whose_configs_do_not_tell_are_observed(model_type: str, tmp_path:
     assert guessed.unknown_layers or guessed.numbers(64) != state.numbers(64)
 
 
+TABLES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "gpt2": ({}, ()),
+    "falcon": ({}, (16, 16)),
+    "falcon-alibi": ({"alibi": True}, ()),  # angles are computed, and nobody uses them
+    "deepseek_v3": ({}, (4, 4)),  # of cosines that are there twice, the half is used
+    "bailing_hybrid": ({}, (4, 4, 8, 8)),  # by one kind of layer the half, by the other all
+    "llama4_text": ({}, (1, 8, 8)),  # complex numbers, and scales of long texts
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_of_what_positions_alone_decide(name: str, tmp_path: Path) -> None:
+    """As wide as in the compiled graph, which other tests hold."""
+    changes, wanted = TABLES[name]
+    config = tiny_config(name.partition("-")[0])
+    for attribute, value in changes.items():
+        setattr(config, attribute, value)
+    config.save_pretrained(tmp_path)
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert tuple(sorted(read_model(str(tmp_path), {}).angles)) == wanted
+
+
+def test_tables_are_those_of_the_config_where_a_run_does_not_show_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("QEfficient.transformers.observed_sizes.observed_graph", fails)
+    tiny_model("llama").save_pretrained(tmp_path)
+    sizes = read_model(str(tmp_path), {})
+    assert sizes.angles == (tiny_config("llama").head_dim,) * 2 and sizes.reads is None
+    assert "no such operator" in caplog.text
+
+
 def test_recurrent_layers_run_their_matrices_token_by_token(tmp_path: Path) -> None:
     model = tiny_model("qwen3_next")
     model.save_pretrained(tmp_path)
@@ -131,7 +166,7 @@ def test_a_model_that_replays_keeps_its_tokens_only(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_run_without_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fails(source: object, latent: object) -> None:
+    def fails(source: object, asked: object) -> None:
         raise UnsupportedModelError("no such layer")
 
     monkeypatch.setattr("QEfficient.transformers.sizes.observed_sizes", fails)
@@ -214,7 +249,7 @@ def test_only_the_config_of_a_hub_model_is_fetched(on_the_hub: list[str]) -> Non
 def test_headers_of_a_hub_model_are_fetched_where_its_config_is_not_enough(
     on_the_hub: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(source: object, latent: object) -> None:
+    def fails(source: object, asked: object) -> None:
         raise UnsupportedModelError("no such layer")
 
     monkeypatch.setattr("QEfficient.transformers.sizes.observed_sizes", fails)

@@ -13,6 +13,8 @@ from QEfficient.devices.cloud_ai_100.plan.records import (
     GIB,
     Buffers,
     ModelSize,
+    OperatorReads,
+    Precision,
     Setup,
     Workload,
 )
@@ -63,6 +65,7 @@ def operand_bytes(model: ModelSize, workload: Workload, setup: Setup) -> float:
         run = rows * (workload.ctx_len if model.state.replays else tokens)
         largest.append(run * model.experts_per_token * weights.expert_matrix * FP16)
         largest += _attention(model, workload, rows, tokens)
+        largest += (_read(reads, (rows, tokens, workload.ctx_len), setup.precision) for reads in model.reads or ())
     return SMALLER * max(largest) / setup.devices
 
 
@@ -74,12 +77,22 @@ def _attention(model: ModelSize, workload: Workload, rows: int, tokens: int) -> 
     for buffers in model.state.buffers:
         kept = buffers.kept(context)
         row, index = buffers.width * FP16, INDEX if workload.full_batch_size else PLACE
+        if not buffers.packs and buffers.slots == 1 and model.reads is not None:
+            # A node of its own moves it, and is among what was seen; with slots it takes rows out and puts them back
+            put = rows if workload.full_batch_size else 0
+            yield (workload.users + put) * buffers.heads * row + put * PLACE
+            continue
         yield buffers.heads * kept * (workload.users * row + rows * index)
         yield buffers.heads * (workload.users * (kept + 1) * row + rows * tokens * (row + INDEX))
         if buffers.packs and (buffers.direct or model.reads is None):
             seen = kept if buffers.slots is None else kept + tokens
             yield from _products(model, buffers, rows, tokens, seen)
-    yield from (reads.size(rows, tokens, context) for reads in model.reads or ())
+
+
+def _read(reads: OperatorReads, sizes: tuple[int, int, int], precision: Precision) -> float:
+    """Bytes, for so many rows, tokens and positions. What is there once beside no context is a matrix of weights."""
+    multiplied = not any((*vars(reads.floats).values(), *vars(reads.integers).values(), *vars(reads.truths).values()))
+    return reads.size(*sizes) - multiplied * reads.beside.fixed * (FP16 - precision.weight)
 
 
 def _products(model: ModelSize, buffers: Buffers, rows: int, tokens: int, seen: int) -> Iterator[float]:
@@ -99,6 +112,8 @@ def _products(model: ModelSize, buffers: Buffers, rows: int, tokens: int, seen: 
 
 def refusals(model: ModelSize, workload: Workload, setup: Setup) -> Iterator[str]:
     """Why a model cannot be compiled so, however much memory there is."""
+    if model.objection:
+        yield f"with a ctx_len of {workload.ctx_len:,} the model does not run: {model.objection}"
     read = operand_bytes(model, workload, setup)
     if read > WINDOW:
         yield f"one operator would read {read / GIB:,.1f} GiB of a SoC, and a core maps {WINDOW / GIB:.1f} GiB"

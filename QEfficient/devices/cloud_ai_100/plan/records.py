@@ -192,7 +192,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class OperatorReads:
-    """What one operator reads of the context, outside of the nodes that write and read states, or attend as one."""
+    """What one operator reads, outside of the nodes that write and read states, or attend as one."""
 
     floats: Counts
     """These three for each position of the context."""
@@ -224,10 +224,13 @@ class ModelSize:
     """Inside one expert; 0 if it is not known."""
     attention_heads: int = 1
     angles: tuple[int, ...] = ()
-    """Of each table of cosines or sines that the compiled program has: numbers of one position of the context."""
+    """Of each table of positions that the compiled program has: numbers of one position of the context."""
 
     reads: tuple[OperatorReads, ...] | None = None
-    """Of operators that attend, where attention is more than one node; None where nobody looked."""
+    """Of operators that attend, where attention is more than one node, and of those that read nothing of the context.
+    None where nobody looked."""
+    objection: str = ""
+    """Why it does not run with the context that is asked for."""
 
     def table_numbers(self, ctx_len: int) -> int:
         """Of all tables that have a row for each position."""
