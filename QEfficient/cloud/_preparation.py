@@ -131,7 +131,7 @@ def device_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if options["mos"] == -1:  # what Qualcomm's library writes for: not said
         options["mos"] = None
     forwarded: dict[str, Any] = dict(arguments.device_options)
-    if forwarded.get("num_devices") == 0:  # the same of this
+    if forwarded.get("num_devices") == 0:  # what scripts pass for none: not said either
         del forwarded["num_devices"]
     if arguments.device_group and "mdp_load_partition_config" not in forwarded:  # that file has the number itself
         _check_number(arguments.device_group, forwarded)

@@ -7,7 +7,7 @@ knows both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -113,7 +113,12 @@ def observed_reads(retained: RetainedModule, mode: FakeTensorMode) -> tuple[Read
     shown = [[(each.name, [kind for kind, _ in each.operands]) for each in corner] for corner in corners]
     if any(each != shown[0] for each in shown):
         raise UnsupportedModelError("its operators are not the same for every number of rows and tokens.")
-    found = {_reads(same) for same in zip(*corners, strict=True)}
+    return most(_reads(same) for same in zip(*corners, strict=True))
+
+
+def most(reads: Iterable[Reads]) -> tuple[Reads, ...]:
+    """Without those that never read most, whatever the sizes."""
+    found = set(reads)
     return tuple(each for each in found if not any(other != each and other.covers(each) for other in found))
 
 

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from QEfficient.transformers.observed_reads import TWICE
+from QEfficient.transformers.observed_reads import TWICE, most
 from QEfficient.transformers.retained_module import RetainedModule
 from QEfficient.transformers.retained_state import StatePlan
 from QEfficient.transformers.size_records import Counts, Reads
@@ -263,7 +263,7 @@ def observed_graph(retained: RetainedModule, mode: FakeTensorMode) -> Shown:
     found = _last(watched.made, map(watched.value_of, results))
     # a program has no complex numbers: their two parts are tensors of their own
     tables = tuple(value.numbers for value in _different(found) for _ in range(1 + value.dtype.is_complex))
-    return Shown(tables, _most(_reads(value) for value in watched.made if _is_read_apart(value)))
+    return Shown(tables, most(_reads(value) for value in watched.made if _is_read_apart(value)))
 
 
 def _state(plan: StatePlan) -> torch.Tensor:
@@ -311,11 +311,6 @@ def _digest(tensor: torch.Tensor) -> tuple[Any, ...]:
 def _is_read_apart(value: Value) -> bool:
     """Whether nothing that its operator reads has an axis of the context."""
     return value.name not in VIEWS and not any(source.has_context for source in value.sources)
-
-
-def _most(reads: Iterable[Reads]) -> tuple[Reads, ...]:
-    found = set(reads)
-    return tuple(each for each in found if not any(other != each and other.covers(each) for other in found))
 
 
 def _reads(value: Value) -> Reads:

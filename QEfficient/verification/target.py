@@ -32,6 +32,7 @@ from QEfficient.transformers.models.card_options import (
     numbers,
     read_qaic_config,
     shaped,
+    sharing,
 )
 from QEfficient.transformers.models.causal_lm import QEFFAutoModelForCausalLM
 from QEfficient.transformers.models.projected import open_projections
@@ -119,8 +120,9 @@ class Target:
     ) -> ExportedProgram:
         model = QEFFAutoModelForCausalLM(source, spec.continuous_batching, self.qaic_config)
         model.progress = progress
-        devices = self.geometry.get("num_devices") or 1
-        options = graph_options(self._card, shapes, source.config, devices, shaped(spec, shapes, self._card))
+        options = graph_options(
+            self._card, shapes, source.config, sharing(self.geometry), shaped(spec, shapes, self._card)
+        )
         return load_exported(Path(model.export(**options)).parent)
 
     def _spec(self, continuous_batching: bool, ctx_len: int, pieces: Mapping[str, Any]) -> CompileSpec:
